@@ -1,0 +1,1 @@
+"""Networks kept warm behind one predictor; new inference engines go here."""

@@ -1,0 +1,118 @@
+"""One error base, two kinds: what a user can mend (`UserError`) and bugs (everything else)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class RetroLNError(Exception):
+    """Base of every error that RetroLN raises on purpose."""
+
+    exit_code = 1
+
+
+class UserError(RetroLNError):
+    """Something a person can mend. The message is one line: what, file, expected, got, fix.
+
+    Args:
+        what: the fact, e.g. "affine holds NaN".
+        file: file or object key concerned.
+        expected: what would have been accepted.
+        got: what was found.
+        fix: what the person can do about it.
+    """
+
+    exit_code = 2
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        file: str | Path | None = None,
+        expected: str | None = None,
+        got: str | None = None,
+        fix: str | None = None,
+    ) -> None:
+        self.what, self.file, self.expected, self.got, self.fix = what, file, expected, got, fix
+        named = {"expected": expected, "got": got, "fix": fix}
+        parts = [f"{file}: {what}" if file else what]
+        parts += [f"{name}: {value}" for name, value in named.items() if value]
+        super().__init__("; ".join(parts).replace("\n", " "))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Survive the way back from a worker process with every field."""
+        return _rebuild, (type(self), self.what, self.__dict__.copy())
+
+
+def _rebuild(kind: type[UserError], what: str, state: dict[str, object]) -> UserError:
+    error = kind.__new__(kind)
+    named = {key: state[key] for key in ("file", "expected", "got", "fix")}
+    UserError.__init__(error, what, **named)  # type: ignore[arg-type]
+    error.__dict__.update(state)
+    return error
+
+
+class InputError(UserError):
+    """A case's input cannot be used: the case is quarantined under `reason`, the run goes on.
+
+    `reason` is a short stable code (snake case) that the catalog stores and the docs explain.
+    """
+
+    exit_code = 3
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        reason: str,
+        file: str | Path | None = None,
+        expected: str | None = None,
+        got: str | None = None,
+        fix: str | None = None,
+    ) -> None:
+        super().__init__(what, file=file, expected=expected, got=got, fix=fix)
+        self.reason = reason
+
+
+class GeometryError(InputError):
+    """Two grids that must agree do not, or an affine is unusable."""
+
+
+class LandmarkError(InputError):
+    """The vertebrae do not allow a trustworthy region; a person must look."""
+
+
+class SettingsError(UserError):
+    """A setting is missing or contradictory."""
+
+    exit_code = 4
+
+
+class MissingExtraError(UserError):
+    """An optional part of RetroLN is not installed; `fix` names the extra."""
+
+    exit_code = 5
+
+
+class GateError(UserError):
+    """A promotion or training gate refused."""
+
+    exit_code = 6
+
+
+class NotFoundError(UserError):
+    """An object, a case, a model version or a file does not exist."""
+
+    exit_code = 7
+
+
+class ConflictError(UserError):
+    """Somebody else wrote it first, or the present state forbids the change."""
+
+    exit_code = 8
+
+
+class IntegrityError(UserError):
+    """Bytes do not match their recorded sha256."""
+
+    exit_code = 9

@@ -1,0 +1,1 @@
+"""Volumes, geometry, NIfTI and phantoms."""

@@ -1,0 +1,1 @@
+"""Overlap, detection, strata, intervals, and the promotion gate as a pure rule."""

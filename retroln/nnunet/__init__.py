@@ -1,0 +1,1 @@
+"""The only nnU-Net imports: environment, dataset, splits, plans, trainer, predict, bundle."""

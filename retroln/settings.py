@@ -1,0 +1,98 @@
+"""Every setting, read once at the edge from `RETROLN_*` variables and passed in from there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+LabelScheme = Literal["totalseg-v2", "totalseg-v1", "verse"]
+
+
+class RoiSpec(BaseModel):
+    """Size of the region in millimetres along the array axes, referenced to L2 (docs/reference)."""
+
+    model_config = ConfigDict(frozen=True)
+
+    behind_mm: float = Field(30.0, gt=0, description="from L2's anterior margin towards the back")
+    ahead_mm: float = Field(150.0, gt=0, description="from L2's anterior margin towards the front")
+    lateral_mm: float = Field(150.0, gt=0, description="full left-right width, centred on L2")
+
+
+class Hu(BaseModel):
+    """The Hounsfield window that is scaled to 0..1; stored with every model."""
+
+    model_config = ConfigDict(frozen=True)
+
+    low: float = -1000.0
+    high: float = 400.0
+
+
+class GateSpec(BaseModel):
+    """What a candidate must reach on the locked test set before a person may approve it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    min_test_patients: int = Field(6, ge=1, description="fewer say too little")
+    min_sensitivity_ge10mm: float = Field(
+        0.8, ge=0, le=1, description="nodes with short axis >= 10 mm, IoU >= 0.1"
+    )
+    max_fp_per_volume: float = Field(2.0, ge=0, description="false positives per test volume")
+    max_sensitivity_drop: float = Field(0.02, ge=0, le=1, description="allowed loss against the champion")
+    max_dice_drop: float = Field(
+        0.02, ge=0, le=1, description="allowed loss of mean Dice against the champion"
+    )
+
+
+class TrainSpec(BaseModel):
+    """How to train. `demo` is a small network for the CPU, `reference` the published one."""
+
+    model_config = ConfigDict(frozen=True)
+
+    profile: Literal["reference", "demo"] = "reference"
+    folds: tuple[int, ...] = Field((0,), description="which of `n_folds` to train")
+    n_folds: int = Field(5, ge=2, le=20)
+    epochs: int = Field(1000, ge=1)
+    iterations: int = Field(250, ge=1, description="training iterations per epoch")
+    validation_iterations: int = Field(50, ge=1)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    test_fraction: float = Field(0.2, gt=0, lt=1, description="share of patients locked away for testing")
+    seed: int = 600
+    containment_min: float = Field(
+        0.98, ge=0, le=1, description="share of labelled node voxels that must lie in the region"
+    )
+    override_containment: bool = Field(False, description="a person takes responsibility for nodes outside")
+
+
+class Settings(BaseSettings):
+    """Where things are and how the platform behaves; field `x` is read from `RETROLN_X`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="RETROLN_", env_nested_delimiter="__", env_file=".env", extra="ignore", frozen=True
+    )
+
+    source_uri: str = Field("file://var/source", description="CT as delivered; never written to")
+    store_uri: str = Field("file://var/store", description="canonical scans, crops, predictions, pages")
+    catalog_url: str = Field("sqlite:///var/catalog.db", description="SQLAlchemy URL; SQLite or PostgreSQL")
+    mlflow_uri: str = Field("sqlite:///var/mlflow.db", description="MLflow tracking and registry URI")
+    mlflow_artifacts: str = Field("var/mlartifacts", description="artifact root for a local MLflow")
+    work_dir: Path = Field(Path("var/work"), description="scratch: downloads, nnU-Net folders")
+    model_name: str = Field("retroln", description="registered model's name")
+    experiment: str = Field("retroln", description="MLflow experiment")
+    label_ids: LabelScheme = Field(
+        "totalseg-v2", description="scheme of vertebra label maps without their own"
+    )
+    unanchored: Literal["accept", "review"] = Field(
+        "accept", description="what to do when neither S1 nor ribs confirm the numbering"
+    )
+    roi: RoiSpec = RoiSpec()
+    hu: Hu = Hu()
+    gates: GateSpec = GateSpec()
+    processes: int = Field(2, ge=1, description="processes per shard")
+    shard_size: int = Field(25, ge=1, description="cases per shard")
+    s3_endpoint: str | None = None
+    s3_access_key: SecretStr | None = None
+    s3_secret_key: SecretStr | None = None
+    s3_region: str = "us-east-1"

@@ -1,0 +1,1 @@
+"""Object stores behind one small interface: s3:// and file://."""

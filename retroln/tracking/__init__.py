@@ -1,0 +1,1 @@
+"""The only MLflow imports: runs and the model registry."""

@@ -1,0 +1,1 @@
+"""Prefect tasks: one call into `retroln.steps` each, plus retries, timeout and concurrency policy."""
