@@ -64,6 +64,9 @@ class TrainSpec(BaseModel):
         0.98, ge=0, le=1, description="share of labelled node voxels that must lie in the region"
     )
     override_containment: bool = Field(False, description="a person takes responsibility for nodes outside")
+    stand_in: str | None = Field(
+        None, description="what a stand-in model was trained on; shown wherever its results appear"
+    )
 
 
 class Settings(BaseSettings):

@@ -1,0 +1,42 @@
+# One environment in .venv, made on first use and again when its pins change.
+SHELL := /bin/bash
+BIN := .venv/bin
+REAL ?= $(abspath ../shared/data/real)
+export RETROLN_REAL_DATA ?= $(if $(wildcard $(REAL)),$(REAL))
+export MLFLOW_DISABLE_TELEMETRY := true
+export DO_NOT_TRACK := 1
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+
+.PHONY: demo test setup check lint bench wheel clean help
+
+help: ## this list
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+demo: setup ## the whole way on one machine: phantom CT to measured nodes on a page
+	$(BIN)/python -m flows.demo --fresh
+
+test: setup ## every test
+	$(BIN)/python -m pytest
+
+setup: .venv/.ready ## the set-up alone
+
+check: setup lint ## everything a change must pass
+	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: setup ## ratios against stated baselines
+	$(BIN)/python -m benchmarks.crop
+
+wheel: setup ## build the wheel and use it in a clean environment
+	bash infra/check_wheel.sh
+
+clean: ## forget what ran here, keep the environment
+	rm -rf var build dist .pytest_cache .mypy_cache .ruff_cache .coverage
+
+.venv/.ready: pyproject.toml constraints.txt infra/setup.sh
+	bash infra/setup.sh

@@ -1,0 +1,22 @@
+"""Ingest flow: every case of the source becomes a recorded scan or a named quarantine."""
+
+from __future__ import annotations
+
+from prefect import flow
+from prefect.states import State
+from retroln.catalog.accounting import Accounting
+
+from flows.accounting import begin, finish, shards
+from retroln.settings import Settings
+from tasks.stages import ingest_shard, list_source
+
+
+@flow(name="ingest", validate_parameters=False)
+def ingest(settings: Settings | None = None) -> State[Accounting]:
+    """Validate, hash, canonicalise and record the CT that has arrived; unchanged cases are skipped."""
+    settings = settings or Settings()
+    run = begin(settings, "ingest", {"source_uri": settings.source_uri})
+    outcomes = []
+    for shard in shards(list_source(settings), settings.shard_size):
+        outcomes += ingest_shard(settings, tuple(shard), run.run_id)
+    return finish(run, "ingest", outcomes)

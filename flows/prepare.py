@@ -1,0 +1,23 @@
+"""Prepare flow: landmarks, plausibility, region and crop of every scan that waits."""
+
+from __future__ import annotations
+
+from prefect import flow
+from prefect.states import State
+from retroln.catalog.accounting import Accounting
+
+from flows.accounting import begin, finish, shards
+from retroln.settings import Settings
+from retroln.steps import prepare as step
+from tasks.stages import prepare_shard
+
+
+@flow(name="prepare", validate_parameters=False)
+def prepare(settings: Settings | None = None) -> State[Accounting]:
+    """Crop every ingested scan to the region referenced to L2; doubtful landmarks wait for a person."""
+    settings = settings or Settings()
+    run = begin(settings, "prepare", {"roi": settings.roi.model_dump()})
+    outcomes = step.untouched(settings)
+    for shard in shards(step.scans_left(settings), settings.shard_size):
+        outcomes += prepare_shard(settings, shard, run.run_id)
+    return finish(run, "prepare", outcomes)

@@ -1,0 +1,5 @@
+"""`python -m retroln.cli` is `retroln`."""
+
+from retroln.cli import main
+
+main()

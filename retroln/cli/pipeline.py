@@ -1,0 +1,126 @@
+"""The steps of the way of the data as commands: the same calls that the Prefect tasks make."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import click
+
+from retroln.catalog.accounting import Accounting, CaseOutcome, Outcome
+from retroln.settings import Settings, TrainSpec
+from retroln.steps import runs
+
+_FAILED_EXIT_CODE = 10
+
+
+@click.command()
+def ingest() -> None:
+    """Validate, hash and record every case of the source; unchanged ones are skipped."""
+    from retroln.steps import ingest as step
+
+    settings = Settings()
+    entries = step.list_entries(settings)
+    with _progress("ingest", len(entries)) as tell:
+        run = runs.Run.begin(settings, "ingest", {"source_uri": settings.source_uri})
+        _finish(run, step.ingest(settings, entries, run_id=run.run_id, on_outcome=tell))
+
+
+@click.command()
+@click.option("--limit", type=click.IntRange(1), help="Take at most so many scans; the rest waits.")
+def prepare(limit: int | None) -> None:
+    """Find landmarks and region of every scan that waits, and store its crop."""
+    from retroln.steps import prepare as step
+
+    settings = Settings()
+    waiting = step.scans_left(settings)
+    left = waiting[:limit]
+    if len(left) < len(waiting):
+        click.echo(f"--limit {limit}: {len(waiting) - len(left)} scans stay waiting", err=True)
+    with _progress("prepare", len(left)) as tell:
+        run = runs.Run.begin(settings, "prepare", {"limit": limit})
+        others = step.untouched(settings)
+        _finish(run, others + step.prepare(settings, left, run_id=run.run_id, on_outcome=tell))
+
+
+@click.command()
+@click.option("--profile", type=click.Choice(["reference", "demo"]), default="reference", show_default=True)
+@click.option("--folds", default="0", show_default=True, help="Folds to train, e.g. 0,1,2,3,4.")
+@click.option("--epochs", type=click.IntRange(1), default=1000, show_default=True)
+@click.option("--iterations", type=click.IntRange(1), default=250, show_default=True, help="Per epoch.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--override-containment", is_flag=True, help="Train although labelled nodes lie outside.")
+def train(profile: str, folds: str, override_containment: bool, **options: Any) -> None:
+    """Freeze a dataset version, train it, score the locked test set, register a candidate."""
+    from retroln.steps import training
+
+    chosen = tuple(int(fold) for fold in folds.split(","))
+    spec = TrainSpec(profile=profile, folds=chosen, override_containment=override_containment, **options)
+    result = training.train_candidate(Settings(), spec, on_epoch=_tell_epoch)
+    click.echo(f"version {result.version} is {'unchanged' if result.skipped else 'the new candidate'}")
+
+
+@click.command()
+@click.argument("version", type=int)
+def evaluate(version: int) -> None:
+    """Score VERSION of the model on its locked test set again and print the figures as JSON."""
+    from retroln.steps import training
+
+    click.echo(json.dumps(training.evaluate_version(Settings(), version), indent=2))
+
+
+@click.command()
+@click.option("--limit", type=click.IntRange(1), help="Take at most so many scans; the rest waits.")
+def infer(limit: int | None) -> None:
+    """Run the champion over every prepared scan that it has not seen."""
+    from retroln.steps import infer as step
+
+    settings = Settings()
+    model = step.fetch_champion(settings)
+    left = step.scans_left(settings, model)[:limit]
+    with _progress(f"infer v{model.version}", len(left)) as tell:
+        run = runs.Run.begin(settings, "infer", {"version": model.version, "limit": limit})
+        others = step.untouched(settings, model)
+        _finish(run, others + step.infer(settings, model, left, run_id=run.run_id, on_outcome=tell))
+
+
+def _finish(run: runs.Run, outcomes: Sequence[CaseOutcome]) -> None:
+    accounting = run.finish(outcomes)
+    click.echo(_sentence(accounting))
+    for outcome in outcomes:
+        if outcome.outcome in (Outcome.QUARANTINED, Outcome.FAILED):
+            click.echo(f"  {outcome.case_id} {outcome.outcome.value}: {outcome.detail}")
+    if accounting.failed:
+        sys.exit(_FAILED_EXIT_CODE)
+
+
+def _sentence(accounting: Accounting) -> str:
+    return (
+        f"{accounting.n_in} in = {accounting.done} done + {accounting.skipped} skipped"
+        f" + {accounting.quarantined} quarantined + {accounting.failed} failed"
+    )
+
+
+class _progress:
+    """A progress bar on stderr that counts outcomes."""
+
+    def __init__(self, title: str, total: int) -> None:
+        from rich.console import Console
+        from rich.progress import Progress
+
+        self._progress = Progress(console=Console(stderr=True))
+        self._task = self._progress.add_task(title, total=total)
+
+    def __enter__(self) -> Callable[[CaseOutcome], None]:
+        self._progress.start()
+        return lambda outcome: self._progress.advance(self._task)
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.stop()
+
+
+def _tell_epoch(epoch: dict[str, Any]) -> None:
+    shown = ", ".join(f"{k} {v:.4g}" for k, v in epoch.items() if isinstance(v, float))
+    click.echo(f"fold {epoch['fold']} epoch {epoch['epoch'] + 1}/{epoch['epochs']}: {shown}", err=True)

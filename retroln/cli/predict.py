@@ -1,0 +1,26 @@
+"""Run a model bundle over one CT from the shell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+_file = click.Path(exists=False, path_type=Path)
+
+
+@click.command()
+@click.option("--ct", type=_file, required=True, help="CT in Hounsfield units (NIfTI).")
+@click.option("--vertebrae", type=_file, required=True, help="Label map, or folder vertebrae_<LEVEL>.nii.gz.")
+@click.option("--bundle", type=_file, required=True, help="Folder of a model bundle.")
+@click.option("--output", type=_file, required=True, help="Label map to write, on the CT's own grid.")
+@click.option(
+    "--label-ids", type=click.Choice(["totalseg-v2", "totalseg-v1", "verse"]), default="totalseg-v2"
+)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+def predict(ct: Path, vertebrae: Path, bundle: Path, output: Path, label_ids: str, device: str) -> None:
+    """Find nodes in one CT: crop referenced to L2, predict, paste back, write one label per node."""
+    from retroln.steps.predict import predict_file
+
+    count = predict_file(ct, vertebrae, bundle, output, label_ids=label_ids, device=device)
+    click.echo(f"{output}: {count} nodes")

@@ -1,0 +1,68 @@
+"""Evaluate: score a model on the locked test set, on the whole scan, so that nothing outside counts as won."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retroln.anatomy import baseline, nodes, roi
+from retroln.catalog.records import DatasetRecord
+from retroln.imaging import nifti
+from retroln.imaging.volume import Volume
+from retroln.metrics.evaluate import CaseScore, Summary, score_case, summarise
+from retroln.settings import Settings
+from retroln.steps.workspace import open_workspace
+
+Detector = Callable[[Volume], NDArray[np.uint8]]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of one detector on the locked test set."""
+
+    scores: tuple[CaseScore, ...]
+    summary: Summary
+
+
+def evaluate_bundle(settings: Settings, bundle_dir: Path, record: DatasetRecord) -> Evaluation:
+    """Score a trained bundle; it sees the CT crop alone."""
+    from retroln.engine.warm import predictor_for
+
+    predictor = predictor_for(bundle_dir, "auto")
+    return _evaluate(settings, record, lambda crop: predictor.predict(crop).array)
+
+
+def evaluate_baseline(settings: Settings, record: DatasetRecord) -> Evaluation:
+    """Score the plain threshold-and-size detector on the same cases."""
+    return _evaluate(settings, record, baseline.detect)
+
+
+def _evaluate(settings: Settings, record: DatasetRecord, detect: Detector) -> Evaluation:
+    test = [member for member in record.members if member.role == "test"]
+    scores = tuple(_score(settings, m.scan_id, m.case_id, m.patient_id, detect) for m in test)
+    return Evaluation(scores, summarise(scores))
+
+
+def _score(settings: Settings, scan_id: int, case_id: str, patient_id: str, detect: Detector) -> CaseScore:
+    workspace = open_workspace(settings)
+    scan, crop = workspace.catalog.scan(scan_id), workspace.catalog.crop_of(scan_id)
+    with workspace.scratch() as folder:
+        workspace.store.get_file(crop.ct_key, folder / "ct.nii.gz")
+        workspace.store.get_file(str(scan.mask_key), folder / "mask.nii.gz")
+        ct, mask = nifti.read(folder / "ct.nii.gz"), nifti.read_labels(folder / "mask.nii.gz")
+    region = roi.from_json(crop.roi)
+    predicted = np.zeros(mask.grid.shape, np.uint8)
+    predicted[region.box.slices] = detect(ct) > 0
+    truth = nodes.instances(mask.array)
+    axes = {node.label: node.short_axis_mm for node in nodes.measure(mask.with_array(truth), instances=True)}
+    return score_case(case_id, patient_id, truth, nodes.instances(predicted), mask.grid.spacing_mm, axes)
+
+
+def figures(evaluation: Evaluation) -> dict[str, Any]:
+    """The summary as plain values for MLflow, tags and tables."""
+    return evaluation.summary.to_dict()

@@ -1,0 +1,215 @@
+"""Infer: the champion over every prepared scan it has not seen; results in the patient's own space."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retroln.anatomy import nodes, roi
+from retroln.catalog.accounting import CaseOutcome, Outcome
+from retroln.catalog.records import CropRecord, ScanRecord
+from retroln.catalog.states import ScanState
+from retroln.errors import GateError, IntegrityError, NotFoundError
+from retroln.files import sha256_file
+from retroln.imaging import nifti
+from retroln.imaging.geometry import Grid
+from retroln.imaging.volume import Volume
+from retroln.report.case_page import CasePage, case_page
+from retroln.settings import Settings
+from retroln.steps.cases import OnOutcome, run_cases
+from retroln.steps.workspace import Workspace, open_workspace
+
+NOTICE = "Research software, not a medical device."
+
+
+@dataclass(frozen=True)
+class Model:
+    """A registered version on this machine's disk."""
+
+    name: str
+    version: int
+    bundle_dir: Path
+    dataset_version: str
+
+
+def fetch_champion(settings: Settings) -> Model:
+    """Download the champion (once) and say which it is.
+
+    Raises:
+        NotFoundError: nothing has been promoted yet.
+    """
+    registry = open_workspace(settings).registry
+    version = registry.get_alias("champion")
+    if version is None:
+        raise NotFoundError(
+            f"model {settings.model_name} has no champion", fix="train and promote a version first"
+        )
+    folder = settings.work_dir / "models" / f"{settings.model_name}-v{version}"
+    dataset_version = registry.tags(version)["dataset.version"]
+    return Model(settings.model_name, version, registry.fetch(version, folder), dataset_version)
+
+
+def scans_left(settings: Settings, model: Model) -> list[int]:
+    """Ids of the prepared scans that this version has not seen, without patients it was trained on."""
+    catalog = open_workspace(settings).catalog
+    trained_on = _train_patients(settings, model)
+    waiting = catalog.scans_to_infer(model.version)
+    return [scan.scan_id for scan in waiting if scan.patient_id not in trained_on]
+
+
+def untouched(settings: Settings, model: Model) -> list[CaseOutcome]:
+    """Prepared scans that this version has seen already."""
+    catalog = open_workspace(settings).catalog
+    seen = [s for s in catalog.scans(state=ScanState.PREPARED) if s.predicted_version == model.version]
+    return [CaseOutcome(scan.case_id, Outcome.SKIPPED) for scan in seen]
+
+
+def _train_patients(settings: Settings, model: Model) -> set[str]:
+    record = open_workspace(settings).catalog.dataset(model.dataset_version)
+    return {member.patient_id for member in record.members if member.role == "train"}
+
+
+def infer(
+    settings: Settings,
+    model: Model,
+    scan_ids: Sequence[int],
+    *,
+    run_id: int,
+    on_outcome: OnOutcome | None = None,
+) -> list[CaseOutcome]:
+    """Run the model over the given scans, one after the other with the network kept warm."""
+    catalog = open_workspace(settings).catalog
+    return run_cases(
+        partial(infer_case, settings, model, run_id),
+        [catalog.scan(scan_id) for scan_id in scan_ids],
+        case_id=lambda scan: scan.case_id,
+        on_outcome=on_outcome,
+    )
+
+
+def infer_case(settings: Settings, model: Model, run_id: int, scan: ScanRecord) -> CaseOutcome:
+    """Predict, paste back, verify, measure, write the page and record one scan."""
+    workspace = open_workspace(settings)
+    crop = workspace.catalog.crop_of(scan.scan_id)
+    with workspace.scratch() as folder:
+        workspace.store.get_file(crop.ct_key, folder / "ct.nii.gz")
+        ct = nifti.read(folder / "ct.nii.gz")
+        labels = _predict(settings, model, ct)
+        measured = nodes.measure(
+            labels, vertebrae=_crop_vertebrae(workspace, scan, crop, folder), instances=True
+        )
+        base = f"predictions/{model.name}-v{model.version}/{scan.case_id}/{scan.source_sha256[:16]}/"
+        sha256 = _store_labels(workspace, labels, crop, folder, base + "labels.nii.gz")
+        rows = [node.to_dict() for node in measured]
+        workspace.store.put_bytes(base + "nodes.csv", _csv(rows).encode())
+        page = _page(workspace, model, scan, crop, ct, labels, rows)
+        workspace.store.put_bytes(base + "page.html", page.encode())
+    workspace.catalog.record_prediction(
+        scan.scan_id,
+        model_name=model.name,
+        version=model.version,
+        label_key=base + "labels.nii.gz",
+        page_key=base + "page.html",
+        sha256=sha256,
+        nodes=rows,
+        run_id=run_id,
+    )
+    return CaseOutcome(scan.case_id, Outcome.DONE)
+
+
+def _predict(settings: Settings, model: Model, ct: Volume) -> Volume:
+    from retroln.engine.warm import predictor_for
+
+    predictor = predictor_for(model.bundle_dir, "auto")
+    if predictor.contract.roi != settings.roi:
+        raise GateError(
+            "the crops were cut by another region than the model was trained on",
+            expected=str(predictor.contract.roi),
+            got=str(settings.roi),
+            fix="set RETROLN_ROI to the model's region and prepare again",
+        )
+    predicted = predictor.predict(ct)
+    return predicted.with_array(nodes.instances(predicted.array).astype(np.uint16))
+
+
+def _crop_vertebrae(workspace: Workspace, scan: ScanRecord, crop: CropRecord, folder: Path) -> Volume | None:
+    if scan.vertebrae_key is None:
+        return None
+    workspace.store.get_file(scan.vertebrae_key, folder / "vertebrae.nii.gz")
+    return nifti.read_labels(folder / "vertebrae.nii.gz").crop(roi.from_json(crop.roi).box)
+
+
+def _store_labels(workspace: Workspace, labels: Volume, crop: CropRecord, folder: Path, key: str) -> str:
+    """Write the label map on the delivered grid, then read it back and compare before it counts."""
+    region = roi.from_json(crop.roi)
+    path = folder / "labels.nii.gz"
+    nifti.write(path, roi.paste(labels.array, region), region.source)
+    returned = nifti.read_labels(path)
+    if not pasted_exactly(returned, labels.array, region):
+        raise IntegrityError("the label map did not survive the way back to the delivered grid", file=key)
+    workspace.store.put_file(path, key)
+    return sha256_file(path)
+
+
+def pasted_exactly(returned: Volume, crop: NDArray[Any], region: roi.Roi) -> bool:
+    """True if `returned` holds `crop` in the region's box, nothing elsewhere, on the delivered grid."""
+    same_grid = _same_affine(returned.source, region.source) and returned.grid.shape == region.grid.shape
+    inside = returned.array[region.box.slices]
+    return bool(
+        same_grid
+        and np.array_equal(inside, crop)
+        and np.count_nonzero(returned.array) == np.count_nonzero(crop)
+    )
+
+
+def _same_affine(first: Grid, second: Grid) -> bool:
+    return first.shape == second.shape and first.distance_mm(second) < 1e-3
+
+
+def _csv(rows: Sequence[dict[str, Any]]) -> str:
+    names = list(rows[0]) if rows else [field for field in nodes.NodeMeasurement.__dataclass_fields__]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names)
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _page(
+    workspace: Workspace,
+    model: Model,
+    scan: ScanRecord,
+    crop: CropRecord,
+    ct: Volume,
+    labels: Volume,
+    rows: list[dict[str, Any]],
+) -> str:
+    history = workspace.catalog.case_history(scan.case_id)
+    provenance = {
+        "model": f"{model.name} version {model.version}",
+        "dataset": model.dataset_version[:16],
+        "source sha256": scan.source_sha256[:16],
+        "revision": scan.revision,
+        "delivered orientation": scan.orientation,
+    }
+    return case_page(
+        CasePage(
+            case_id=scan.case_id,
+            patient_id=scan.patient_id,
+            ct=ct,
+            labels=labels,
+            nodes=rows,
+            roi=crop.roi,
+            provenance=provenance,
+            events=[asdict(event) for event in history.events],
+            notice=NOTICE,
+        )
+    )

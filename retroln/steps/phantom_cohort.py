@@ -1,0 +1,74 @@
+"""A cohort of phantom CTs in an object store, laid out as a hospital's would be: for demos and tests."""
+
+from __future__ import annotations
+
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import cycle, islice
+from multiprocessing import get_context
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from retroln.errors import ConflictError
+from retroln.imaging import nifti
+from retroln.imaging.phantom import PhantomSpec, make_phantom
+from retroln.settings import Settings
+from retroln.storage.open import open_store
+
+_ORIENTATIONS = ("RAS", "LPS", "LAS", "PIR", "RPI", "ASL")
+_PHASES = ("portal", "native", "arterial")
+
+
+@dataclass(frozen=True)
+class CohortSpec:
+    """How many phantom patients, how large their voxels, and one broken file to be quarantined."""
+
+    patients: int = 28
+    seed: int = 100
+    spacing_mm: tuple[float, float, float] = (2.0, 2.0, 3.0)
+    node_free_every: int = 9
+    broken: bool = True
+
+
+def write_cohort(spec: CohortSpec, settings: Settings, processes: int = 2) -> None:
+    """Write `<patient>/<case>/ct.nii.gz`, `vertebrae.nii.gz`, `mask.nii.gz` to the source, once."""
+    numbers = range(spec.patients)
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        list(pool.map(partial(_write_patient, spec, settings), numbers))
+    if spec.broken:
+        store = open_store(settings.source_uri, settings)
+        whole = store.get_bytes("PHANTOM-000/P000-CT1/ct.nii.gz")
+        _put_once(store.put_bytes, "PHANTOM-BROKEN/PBROKEN-CT1/ct.nii.gz", whole[: len(whole) // 2])
+
+
+def phantom_spec(spec: CohortSpec, number: int) -> PhantomSpec:
+    """The phantom of patient `number`: phases and orientations take turns, some are node-free."""
+    return PhantomSpec(
+        seed=spec.seed + number,
+        spacing_mm=spec.spacing_mm,
+        orientation=next(islice(cycle(_ORIENTATIONS), number, None)),
+        phase=next(islice(cycle(_PHASES), number, None)),
+        node_free=number % spec.node_free_every == spec.node_free_every - 1,
+        missing_levels=("L2",) if number == 3 else (),
+    )
+
+
+def _write_patient(spec: CohortSpec, settings: Settings, number: int) -> None:
+    store = open_store(settings.source_uri, settings)
+    base = f"PHANTOM-{number:03d}/P{number:03d}-CT1/"
+    if any(info.key == base + "ct.nii.gz" for info in store.list(base)):
+        return
+    phantom = make_phantom(phantom_spec(spec, number))
+    with TemporaryDirectory() as folder:
+        for name, volume in (("mask", phantom.nodes), ("vertebrae", phantom.vertebrae), ("ct", phantom.ct)):
+            path = Path(folder) / f"{name}.nii.gz"
+            nifti.write_source(path, volume)
+            store.put_file(path, f"{base}{name}.nii.gz")
+
+
+def _put_once(put: object, key: str, data: bytes) -> None:
+    import contextlib
+
+    with contextlib.suppress(ConflictError):
+        put(key, data, if_absent=True)  # type: ignore[operator]

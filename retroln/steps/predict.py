@@ -1,0 +1,34 @@
+"""One CT file to one label map on its own grid, without catalog or servers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from retroln.anatomy import landmarks, nodes, roi
+from retroln.anatomy.vertebrae import Vertebrae
+from retroln.imaging import nifti
+from retroln.imaging.geometry import require_same_grid
+from retroln.settings import LabelScheme
+
+
+def predict_file(
+    ct: Path, vertebrae: Path, bundle: Path, output: Path, *, label_ids: LabelScheme, device: str = "auto"
+) -> int:
+    """Write a label map (one label per node, 1..n) on the grid of `ct`; returns the number of nodes.
+
+    Raises:
+        InputError: unusable CT or landmarks, or grids that do not agree.
+    """
+    from retroln.engine.warm import predictor_for
+
+    volume = nifti.read(ct)
+    nifti.check_ct(volume, ct)
+    spine = Vertebrae.read(vertebrae, label_ids)
+    require_same_grid(volume.grid, spine.grid, what="vertebra label map", file=vertebrae)
+    predictor = predictor_for(bundle, device)
+    region = roi.locate(spine, landmarks.assess(spine, unanchored="accept"), predictor.contract.roi)
+    found = nodes.instances(predictor.predict(volume.crop(region.box)).array).astype(np.uint16)
+    nifti.write(output, roi.paste(found, region), region.source)
+    return int(found.max())

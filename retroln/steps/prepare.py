@@ -1,0 +1,143 @@
+"""Prepare: landmarks, plausibility, region and crop of every ingested scan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from retroln.anatomy import landmarks, roi
+from retroln.anatomy.vertebrae import Vertebrae
+from retroln.catalog.accounting import CaseOutcome, Outcome
+from retroln.catalog.records import CropDraft, LandmarksDraft, RoiDraft, ScanRecord
+from retroln.catalog.states import ScanState
+from retroln.errors import InputError, LandmarkError
+from retroln.files import sha256_file, sha256_json, write_json
+from retroln.imaging import nifti
+from retroln.imaging.volume import Volume
+from retroln.settings import Settings
+from retroln.steps.cases import OnOutcome, run_cases
+from retroln.steps.workspace import Workspace, open_workspace
+
+
+def scans_left(settings: Settings) -> list[int]:
+    """Ids of the scans that wait for preparation, those that failed before included."""
+    catalog = open_workspace(settings).catalog
+    for scan in catalog.scans(state=ScanState.FAILED):
+        if scan.ct_key:
+            catalog.requeue(scan.case_id)
+    return [scan.scan_id for scan in catalog.scans_to_prepare()]
+
+
+def untouched(settings: Settings) -> list[CaseOutcome]:
+    """The other scans that preparation answers for: prepared before, or still in quarantine."""
+    catalog = open_workspace(settings).catalog
+    prepared = [CaseOutcome(s.case_id, Outcome.SKIPPED) for s in catalog.scans(state=ScanState.PREPARED)]
+    held = [
+        CaseOutcome(scan.case_id, Outcome.QUARANTINED, scan.reason, scan.detail)
+        for scan in catalog.scans(state=ScanState.QUARANTINED)
+        if scan.ct_key
+    ]
+    return prepared + held
+
+
+def prepare(
+    settings: Settings, scan_ids: Sequence[int], *, run_id: int, on_outcome: OnOutcome | None = None
+) -> list[CaseOutcome]:
+    """Prepare the given scans in a process pool, one outcome each."""
+    catalog = open_workspace(settings).catalog
+    return run_cases(
+        partial(prepare_case, settings, run_id),
+        [catalog.scan(scan_id) for scan_id in scan_ids],
+        case_id=lambda scan: scan.case_id,
+        processes=settings.processes,
+        on_outcome=on_outcome,
+    )
+
+
+def prepare_case(settings: Settings, run_id: int, scan: ScanRecord) -> CaseOutcome:
+    """Find the region of one scan and store its crop; quarantine what needs a person."""
+    workspace = open_workspace(settings)
+    try:
+        with workspace.scratch() as folder:
+            _prepare(workspace, scan, folder, run_id)
+    except InputError as error:
+        workspace.catalog.quarantine(scan.scan_id, error.reason, str(error), run_id)
+        return CaseOutcome(scan.case_id, Outcome.QUARANTINED, error.reason, str(error))
+    except Exception as error:
+        workspace.catalog.fail(scan.scan_id, type(error).__name__, str(error), run_id)
+        raise
+    return CaseOutcome(scan.case_id, Outcome.DONE)
+
+
+def _prepare(workspace: Workspace, scan: ScanRecord, folder: Path, run_id: int) -> None:
+    settings = workspace.settings
+    vertebrae = _vertebrae(workspace, scan, folder)
+    assessment = landmarks.assess(vertebrae, unanchored=settings.unanchored)
+    region = roi.locate(vertebrae, assessment, settings.roi)
+    ct = _load(workspace, scan.ct_key, folder)
+    mask = _load(workspace, scan.mask_key, folder) if scan.mask_key else None
+    inside = roi.containment(mask, region.box) if mask else None
+    document = roi.to_json(region, containment=inside)
+    base = f"crops/{scan.case_id}/{scan.source_sha256[:16]}-{sha256_json(document)[:16]}/"
+    crop = CropDraft(
+        ct_key=base + "ct.nii.gz",
+        ct_sha256=_store(workspace, ct.crop(region.box), folder, base + "ct.nii.gz"),
+        mask_key=base + "mask.nii.gz" if mask else None,
+        mask_sha256=_store(workspace, mask.crop(region.box), folder, base + "mask.nii.gz") if mask else None,
+        roi_key=base + "roi.json",
+    )
+    write_json(folder / "roi.json", document)
+    workspace.store.put_file(folder / "roi.json", crop.roi_key)
+    workspace.catalog.record_prepared(
+        scan.scan_id, _landmarks_draft(scan, assessment), _roi_draft(region, inside, document), crop, run_id
+    )
+
+
+def _vertebrae(workspace: Workspace, scan: ScanRecord, folder: Path) -> Vertebrae:
+    if scan.vertebrae_key is None:
+        raise LandmarkError(
+            "the case came without vertebra labels",
+            reason="landmarks_missing",
+            file=scan.case_id,
+            expected="a vertebra label map or a folder vertebrae_<LEVEL>.nii.gz",
+            got="none",
+            fix="deliver one beside the CT (TotalSegmentator task total writes it)",
+        )
+    return Vertebrae.from_label_map(_load(workspace, scan.vertebrae_key, folder), "totalseg-v2")
+
+
+def _load(workspace: Workspace, key: str | None, folder: Path) -> Volume:
+    assert key is not None
+    path = folder / key.rsplit("/", 1)[-1]
+    workspace.store.get_file(key, path)
+    return nifti.read(path)
+
+
+def _store(workspace: Workspace, crop: Volume, folder: Path, key: str) -> str:
+    path = folder / f"crop-{key.rsplit('/', 1)[-1]}"
+    nifti.write(path, crop.array, crop.grid)
+    workspace.store.put_file(path, key)
+    return sha256_file(path)
+
+
+def _landmarks_draft(scan: ScanRecord, assessment: landmarks.Assessment) -> LandmarksDraft:
+    return LandmarksDraft(
+        source="provided",
+        label_ids=scan.label_ids,
+        rung=assessment.rung,
+        anchored=assessment.anchored,
+        truncated=[level.value for level in assessment.truncated],
+        findings=list(assessment.findings),
+        levels=assessment.per_level,
+    )
+
+
+def _roi_draft(region: roi.Roi, inside: roi.Containment | None, document: dict[str, object]) -> RoiDraft:
+    return RoiDraft(
+        start=region.box.start,
+        stop=region.box.stop,
+        clamped_sides=list(region.clamped_sides),
+        containment=inside.share if inside else None,
+        document=document,
+    )

@@ -1,0 +1,34 @@
+"""A run and its accounting: cases in = done + skipped + quarantined + failed, stored and asserted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from retroln.catalog.accounting import Accounting, CaseOutcome
+from retroln.settings import Settings
+from retroln.steps.workspace import open_workspace
+
+
+@dataclass(frozen=True)
+class Run:
+    """One pass of a step, from its beginning to its balanced end."""
+
+    settings: Settings
+    run_id: int
+
+    @classmethod
+    def begin(
+        cls, settings: Settings, flow: str, parameters: dict[str, Any], external_id: str | None = None
+    ) -> Run:
+        """Record that a run began; `external_id` is the orchestrator's own id, if there is one."""
+        catalog = open_workspace(settings).catalog
+        return cls(settings, catalog.begin_run(flow, parameters, external_id=external_id))
+
+    def finish(self, outcomes: Sequence[CaseOutcome], n_in: int | None = None) -> Accounting:
+        """Store the accounting; raises if it does not balance against `n_in` (default: all outcomes)."""
+        accounting = Accounting.of(outcomes, len(outcomes) if n_in is None else n_in)
+        state = "failed" if accounting.failed else "completed"
+        open_workspace(self.settings).catalog.finish_run(self.run_id, accounting, state)
+        return accounting

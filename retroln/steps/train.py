@@ -1,0 +1,191 @@
+"""Train: freeze a dataset version, train its folds, score the locked test set, register a candidate."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from retroln.catalog.records import CropRecord, DatasetDraft, DatasetRecord, MemberDraft, ScanRecord
+from retroln.errors import GateError
+from retroln.files import sha256_json
+from retroln.imaging import intensity, nifti
+from retroln.nnunet import bundle, dataset, environment, plans, splits, train
+from retroln.settings import Settings, TrainSpec
+from retroln.steps.workspace import Workspace, open_workspace
+
+OnEpoch = Callable[[dict[str, Any]], None]
+Labelled = list[tuple[ScanRecord, CropRecord]]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training left: the bundle on disk and the MLflow run that describes it."""
+
+    bundle_dir: Path
+    mlflow_run_id: str
+    dataset_version: str
+
+
+def publish_dataset(settings: Settings, spec: TrainSpec) -> DatasetRecord:
+    """Freeze every labelled, prepared case into a dataset version named by its content.
+
+    Patients once locked for testing stay there; patients once trained on never get there.
+
+    Raises:
+        GateError: no labelled cases, too few patients, or labelled nodes outside the region.
+    """
+    workspace = open_workspace(settings)
+    labelled = workspace.catalog.labelled_prepared()
+    _require_enough(labelled, spec)
+    _require_containment(labelled, spec)
+    members = _members(workspace, labelled, spec)
+    content = [
+        [m.case_id, m.patient_id, m.role, m.fold, crop.ct_sha256, crop.mask_sha256]
+        for m, (_, crop) in zip(members, labelled, strict=True)
+    ]
+    version = sha256_json({"members": content, "n_folds": spec.n_folds, "hu": settings.hu.model_dump()})
+    manifest_key = f"datasets/{version[:16]}/manifest.json"
+    manifest = {
+        "version": version,
+        "columns": "case patient role fold ct_sha256 mask_sha256",
+        "members": content,
+    }
+    workspace.store.put_bytes(manifest_key, json.dumps(manifest, indent=1).encode())
+    return workspace.catalog.add_dataset(
+        DatasetDraft(version=version, manifest_key=manifest_key, members=tuple(members))
+    )
+
+
+def _require_enough(labelled: Labelled, spec: TrainSpec) -> None:
+    patients = {scan.patient_id for scan, _ in labelled}
+    needed = spec.n_folds + 1
+    if len(patients) < needed:
+        raise GateError(
+            "too few labelled patients to train",
+            expected=f"at least {needed} patients with a node mask, prepared",
+            got=str(len(patients)),
+            fix="deliver masks, or look with `retroln status` at what is in quarantine",
+        )
+
+
+def _require_containment(labelled: Labelled, spec: TrainSpec) -> None:
+    outside = {s.case_id: c.containment for s, c in labelled if (c.containment or 0) < spec.containment_min}
+    if outside and not spec.override_containment:
+        listed = ", ".join(f"{case} {share:.3f}" for case, share in sorted(outside.items()))
+        raise GateError(
+            "labelled nodes lie outside the region",
+            expected=f"at least {spec.containment_min} of the node voxels inside",
+            got=listed,
+            fix="look at these cases, enlarge RETROLN_ROI, or train with --override-containment",
+        )
+
+
+def _members(workspace: Workspace, labelled: Labelled, spec: TrainSpec) -> list[MemberDraft]:
+    catalog = workspace.catalog
+    patients = {scan.patient_id for scan, _ in labelled}
+    test = splits.assign_test(
+        patients,
+        fraction=spec.test_fraction,
+        seed=spec.seed,
+        locked_test=catalog.test_patients(),
+        ever_trained=catalog.train_patients(),
+    )
+    training = {scan.case_id: scan.patient_id for scan, _ in labelled if scan.patient_id not in test}
+    folds = splits.folds(training, spec.n_folds, spec.seed)
+    return [
+        MemberDraft(
+            scan_id=scan.scan_id,
+            patient_id=scan.patient_id,
+            case_id=scan.case_id,
+            role="test" if scan.patient_id in test else "train",
+            fold=folds.get(scan.case_id),
+        )
+        for scan, _ in labelled
+    ]
+
+
+def test_hash(record: DatasetRecord) -> str:
+    """Hash of the locked test set: its cases and patients, whatever else the version holds."""
+    return sha256_json(
+        sorted([m.case_id, m.patient_id, m.scan_id] for m in record.members if m.role == "test")
+    )
+
+
+def train_dataset(
+    settings: Settings, spec: TrainSpec, record: DatasetRecord, on_epoch: OnEpoch | None = None
+) -> Trained:
+    """Plan, preprocess and train the folds of a dataset version; log every epoch to MLflow."""
+    workspace = open_workspace(settings)
+    folders = environment.activate(settings.work_dir / "nnunet" / record.version[:16] / spec.profile)
+    dataset.write_raw(folders, _raw_cases(workspace, record, folders.raw.parent / "crops"))
+    plans_id = plans.plan(folders, spec.profile)
+    train.preprocess(folders, plans_id, settings.processes)
+    splits.write_splits(folders.preprocessed / dataset.DATASET_NAME, _folds(record))
+    run = workspace.registry.start_run(f"train {record.version[:8]}", _parameters(settings, spec, record))
+    try:
+        for fold in spec.folds:
+            _train_fold(run, folders, plans_id, fold, spec, on_epoch)
+        contract = bundle.Contract(
+            hu=settings.hu, roi=settings.roi, versions=environment.versions(), stand_in=spec.stand_in
+        )
+        made = bundle.make(folders.results.parent / "bundle", folders, plans_id, spec.folds, contract)
+    except BaseException:
+        run.finish("FAILED")
+        raise
+    return Trained(made.path, run.run_id, record.version)
+
+
+def _raw_cases(workspace: Workspace, record: DatasetRecord, folder: Path) -> list[dataset.RawCase]:
+    """Training crops scaled as the contract says; test cases never reach nnU-Net's folders."""
+    folder.mkdir(parents=True, exist_ok=True)
+    cases = []
+    for member in record.members:
+        if member.role != "train":
+            continue
+        crop = workspace.catalog.crop_of(member.scan_id)
+        ct_path, label_path = folder / f"{member.case_id}_ct.nii.gz", folder / f"{member.case_id}_mask.nii.gz"
+        workspace.store.get_file(crop.ct_key, ct_path)
+        workspace.store.get_file(str(crop.mask_key), label_path)
+        ct, mask = nifti.read(ct_path), nifti.read_labels(label_path)
+        nifti.write(ct_path, intensity.scale(ct.array, workspace.settings.hu), ct.grid)
+        nifti.write(label_path, (mask.array > 0).astype("uint8"), mask.grid)
+        cases.append(dataset.RawCase(member.case_id, ct_path, label_path, member.patient_id))
+    return cases
+
+
+def _folds(record: DatasetRecord) -> dict[str, int]:
+    return {m.case_id: m.fold for m in record.members if m.role == "train" and m.fold is not None}
+
+
+def _parameters(settings: Settings, spec: TrainSpec, record: DatasetRecord) -> dict[str, Any]:
+    roles = [member.role for member in record.members]
+    return {
+        **spec.model_dump(mode="json"),
+        **{f"roi.{name}": value for name, value in settings.roi.model_dump().items()},
+        **{f"hu.{name}": value for name, value in settings.hu.model_dump().items()},
+        **environment.versions(),
+        "dataset.version": record.version,
+        "dataset.train_cases": roles.count("train"),
+        "dataset.test_cases": roles.count("test"),
+    }
+
+
+def _train_fold(
+    run: Any,
+    folders: environment.Folders,
+    plans_id: str,
+    fold: int,
+    spec: TrainSpec,
+    on_epoch: OnEpoch | None,
+) -> None:
+    def tell(epoch: dict[str, Any]) -> None:
+        figures = {k: v for k, v in epoch.items() if isinstance(v, (int, float)) and math.isfinite(v)}
+        run.log_epoch(figures, fold=fold)
+        if on_epoch:
+            on_epoch({**epoch, "fold": fold, "epochs": spec.epochs})
+
+    train.train_fold(folders, plans_id, fold, spec, tell)

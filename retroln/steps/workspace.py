@@ -1,0 +1,59 @@
+"""The places a step works with, opened once per process from the settings."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from retroln.catalog.catalog import Catalog
+from retroln.settings import Settings
+from retroln.storage.base import ObjectStore
+from retroln.storage.open import open_store
+
+if TYPE_CHECKING:
+    from retroln.tracking.registry import Registry
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Settings and the stores they name.
+
+    Attributes:
+        source: CT as delivered, only ever read.
+        store: what RetroLN writes: canonical scans, crops, predictions, pages.
+    """
+
+    settings: Settings
+    catalog: Catalog
+    source: ObjectStore
+    store: ObjectStore
+
+    @property
+    def registry(self) -> Registry:
+        """MLflow's registry, imported only where a step needs it."""
+        from retroln.tracking.registry import Registry
+
+        return Registry.from_settings(self.settings)
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A private folder that is gone when the block ends."""
+        self.settings.work_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="case-", dir=self.settings.work_dir) as folder:
+            yield Path(folder)
+
+
+@lru_cache(maxsize=4)
+def open_workspace(settings: Settings) -> Workspace:
+    """Open the catalog (migrated to head) and both stores; one workspace per settings and process."""
+    return Workspace(
+        settings=settings,
+        catalog=Catalog.open(settings.catalog_url),
+        source=open_store(settings.source_uri, settings),
+        store=open_store(settings.store_uri, settings),
+    )
