@@ -116,3 +116,9 @@ class IntegrityError(UserError):
     """Bytes do not match their recorded sha256."""
 
     exit_code = 9
+
+
+class UnavailableError(UserError):
+    """A server (object store, catalog, tracking) does not answer; trying again later may help."""
+
+    exit_code = 10

@@ -1,0 +1,217 @@
+"""An object store in an S3 bucket, by boto3 (the only place that imports it)."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from retroln.errors import MissingExtraError, NotFoundError, SettingsError, UnavailableError
+from retroln.files import atomic_path, sha256_bytes, sha256_file
+from retroln.settings import Settings
+from retroln.storage.base import ObjectInfo, already_there, not_found, refused_write, require_sha256
+from retroln.storage.keys import is_hidden, safe_key, safe_prefix
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3.client import S3Client
+
+_CHUNK_BYTES = 1 << 20
+_PART_BYTES = 16 << 20  # from here on in parts; 10,000 parts reach 160 GB
+_READ_ATTEMPTS = 4
+_MISSING = {"404", "NoSuchKey", "NotFound"}
+_TAKEN = {"412", "PreconditionFailed", "ConditionalRequestConflict"}
+_REFUSED = {"401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"}
+
+
+def open_s3(place: str, settings: Settings, *, read_only: bool = False) -> S3Store:
+    """Open `bucket/prefix` with the endpoint and keys of `settings`; no request is made yet.
+
+    Raises `MissingExtraError` without boto3. Without keys in `settings` boto3 looks for its own.
+    """
+    try:
+        import boto3
+        from botocore.config import Config
+    except ImportError as error:
+        raise MissingExtraError("s3:// needs boto3", fix="pip install 'retroln[s3]'") from error
+    bucket, _, prefix = place.strip("/").partition("/")
+    safe_prefix(prefix)
+    config = Config(
+        signature_version="s3v4",
+        retries={"max_attempts": 5, "mode": "standard"},
+        connect_timeout=10,
+        read_timeout=60,
+        s3={"addressing_style": "path" if settings.s3_endpoint else "auto"},
+    )
+    access, secret = settings.s3_access_key, settings.s3_secret_key
+    client = boto3.session.Session().client(
+        "s3",
+        endpoint_url=settings.s3_endpoint,
+        aws_access_key_id=access.get_secret_value() if access else None,
+        aws_secret_access_key=secret.get_secret_value() if secret else None,
+        region_name=settings.s3_region,
+        config=config,
+    )
+    return S3Store(client, bucket, prefix, read_only=read_only)
+
+
+class S3Store:
+    """Objects below `prefix` in `bucket`, their sha256 in the metadata. One store per process."""
+
+    def __init__(self, client: S3Client, bucket: str, prefix: str = "", *, read_only: bool = False) -> None:
+        self._client = client
+        self._bucket = bucket
+        self._start = f"{prefix}/" if prefix else ""
+        self._read_only = read_only
+
+    @property
+    def uri(self) -> str:
+        """s3://bucket or s3://bucket/prefix."""
+        return f"s3://{self._bucket}/{self._start}".rstrip("/")
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """As `ObjectStore.list`; folder markers (keys ending in "/") are left out."""
+        start = self._start + safe_prefix(prefix)
+        with self._translated(prefix):
+            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=start)
+            for page in pages:
+                for entry in page.get("Contents", []):
+                    key = entry["Key"].removeprefix(self._start)
+                    if not key.endswith("/") and not is_hidden(key):
+                        yield ObjectInfo(key, entry["Size"], entry["ETag"].strip('"'))
+
+    def stat(self, key: str) -> ObjectInfo:
+        """As `ObjectStore.stat`."""
+        with self._translated(key):
+            head = self._client.head_object(Bucket=self._bucket, Key=self._full(key))
+        return ObjectInfo(key, head["ContentLength"], head["ETag"].strip('"'), head["Metadata"].get("sha256"))
+
+    def get_file(self, key: str, path: Path) -> str:
+        """As `ObjectStore.get_file`; a broken connection is tried again."""
+
+        def fetch() -> str:
+            with partial.open("wb") as target:
+                return self._fetch(key, target)
+
+        self._full(key)
+        with atomic_path(path) as partial:
+            return self._retried(key, fetch)
+
+    def put_file(self, path: Path, key: str, *, if_absent: bool = False) -> ObjectInfo:
+        """As `ObjectStore.put_file`; large files travel in parts."""
+        if not path.is_file():
+            raise NotFoundError("no such file", file=path)
+        return self._upload(key, sha256_file(path), if_absent, lambda: path.open("rb"))
+
+    def get_bytes(self, key: str) -> bytes:
+        """As `ObjectStore.get_bytes`."""
+        buffer = BytesIO()
+
+        def fetch() -> str:
+            buffer.seek(0)
+            buffer.truncate()
+            return self._fetch(key, buffer)
+
+        self._full(key)
+        self._retried(key, fetch)
+        return buffer.getvalue()
+
+    def put_bytes(self, data: bytes, key: str, *, if_absent: bool = False) -> ObjectInfo:
+        """As `ObjectStore.put_bytes`."""
+        return self._upload(key, sha256_bytes(data), if_absent, lambda: BytesIO(data))
+
+    def delete(self, key: str) -> None:
+        """As `ObjectStore.delete`."""
+        full = self._full(key)
+        if self._read_only:
+            raise refused_write(self.uri, key)
+        with self._translated(key):
+            self._client.delete_object(Bucket=self._bucket, Key=full)
+
+    def close(self) -> None:
+        """Give the connections back; a server that stops waits for them."""
+        self._client.close()
+
+    def _full(self, key: str) -> str:
+        return self._start + safe_key(key)
+
+    def _fetch(self, key: str, target: IO[bytes]) -> str:
+        reply = self._client.get_object(Bucket=self._bucket, Key=self._full(key))
+        digest = hashlib.sha256()
+        with reply["Body"] as body:
+            for chunk in body.iter_chunks(_CHUNK_BYTES):
+                digest.update(chunk)
+                target.write(chunk)
+        recorded = reply["Metadata"].get("sha256")
+        return require_sha256(self.uri, key, recorded=recorded, found=digest.hexdigest())
+
+    def _retried(self, key: str, fetch: Callable[[], str]) -> str:
+        """Bodies break after the reply has begun, where boto3's own retries no longer help."""
+        from botocore.exceptions import HTTPClientError, IncompleteReadError
+
+        for attempt in range(_READ_ATTEMPTS - 1):
+            try:
+                with self._translated(key, keep=(HTTPClientError, IncompleteReadError)):
+                    return fetch()
+            except (HTTPClientError, IncompleteReadError):
+                time.sleep(0.2 * 2**attempt)
+        with self._translated(key):
+            return fetch()
+
+    def _upload(self, key: str, sha256: str, if_absent: bool, read: Callable[[], IO[bytes]]) -> ObjectInfo:
+        from boto3.s3.transfer import TransferConfig
+
+        full = self._full(key)
+        if self._read_only:
+            raise refused_write(self.uri, key)
+        extra: dict[str, Any] = {"Metadata": {"sha256": sha256}}
+        if if_absent:
+            extra["IfNoneMatch"] = "*"
+        parts = TransferConfig(
+            multipart_threshold=_PART_BYTES, multipart_chunksize=_PART_BYTES, max_concurrency=2
+        )
+        with self._translated(key), read() as stream:
+            self._client.upload_fileobj(stream, self._bucket, full, ExtraArgs=extra, Config=parts)
+        return self.stat(key)
+
+    @contextmanager
+    def _translated(self, key: str, keep: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+        """Turn boto3's errors into RetroLN's, except the kinds in `keep`."""
+        from boto3.exceptions import Boto3Error
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            yield
+        except keep:
+            raise
+        except ClientError as error:
+            raise self._meaning(error, key) from error
+        except (BotoCoreError, Boto3Error) as error:
+            raise self._unreachable(key, error) from error
+
+    def _meaning(self, error: Any, key: str) -> Exception:
+        code = str(error.response.get("Error", {}).get("Code", ""))
+        if code == "NoSuchBucket":
+            return NotFoundError("no such bucket", file=self.uri, fix="create it, or mend the address")
+        if code in _MISSING:
+            return not_found(self.uri, key)
+        if code in _TAKEN:
+            return already_there(self.uri, key)
+        if code in _REFUSED:
+            fix = "check RETROLN_S3_ACCESS_KEY, RETROLN_S3_SECRET_KEY and the bucket's policy"
+            return SettingsError("the object store refused", file=f"{self.uri}/{key}", got=code, fix=fix)
+        return self._unreachable(key, error)
+
+    def _unreachable(self, key: str, error: Exception) -> Exception:
+        from botocore.exceptions import NoCredentialsError
+
+        if isinstance(error, NoCredentialsError):
+            fix = "set RETROLN_S3_ACCESS_KEY and RETROLN_S3_SECRET_KEY"
+            return SettingsError("no keys for the object store", file=self.uri, fix=fix)
+        fix = "check that the server at RETROLN_S3_ENDPOINT runs, then try again"
+        return UnavailableError(
+            "the object store does not answer", file=f"{self.uri}/{key}", got=str(error), fix=fix
+        )
