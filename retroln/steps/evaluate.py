@@ -1,4 +1,4 @@
-"""Evaluate: score a model on the locked test set, on the whole scan, so that nothing outside counts as won."""
+"""Evaluate: score a model on the locked test set, on the whole scan: nodes outside the region count."""
 
 from __future__ import annotations
 

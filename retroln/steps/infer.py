@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,9 @@ from retroln.imaging import nifti
 from retroln.imaging.geometry import Grid
 from retroln.imaging.volume import Volume
 from retroln.report.case_page import CasePage, case_page
-from retroln.settings import Settings
+from retroln.settings import RoiSpec, Settings
 from retroln.steps.cases import OnOutcome, run_cases
 from retroln.steps.workspace import Workspace, open_workspace
-
-NOTICE = "Research software, not a medical device."
 
 
 @dataclass(frozen=True)
@@ -52,9 +50,9 @@ def fetch_champion(settings: Settings) -> Model:
         raise NotFoundError(
             f"model {settings.model_name} has no champion", fix="train and promote a version first"
         )
-    folder = settings.work_dir / "models" / f"{settings.model_name}-v{version}"
     dataset_version = registry.tags(version)["dataset.version"]
-    return Model(settings.model_name, version, registry.fetch(version, folder), dataset_version)
+    bundle_dir = registry.fetch(version, settings.work_dir / "models")
+    return Model(settings.model_name, version, bundle_dir, dataset_version)
 
 
 def scans_left(settings: Settings, model: Model) -> list[int]:
@@ -175,7 +173,7 @@ def _same_affine(first: Grid, second: Grid) -> bool:
 
 
 def _csv(rows: Sequence[dict[str, Any]]) -> str:
-    names = list(rows[0]) if rows else [field for field in nodes.NodeMeasurement.__dataclass_fields__]
+    names = list(rows[0]) if rows else list(nodes.NodeMeasurement.__dataclass_fields__)
     text = io.StringIO()
     writer = csv.DictWriter(text, names)
     writer.writeheader()
@@ -192,14 +190,21 @@ def _page(
     labels: Volume,
     rows: list[dict[str, Any]],
 ) -> str:
-    history = workspace.catalog.case_history(scan.case_id)
+    from retroln.engine.warm import predictor_for
+
+    region = roi.from_json(crop.roi)
+    contract = predictor_for(model.bundle_dir, "auto").contract
     provenance = {
-        "model": f"{model.name} version {model.version}",
-        "dataset": model.dataset_version[:16],
-        "source sha256": scan.source_sha256[:16],
-        "revision": scan.revision,
-        "delivered orientation": scan.orientation,
+        "Model": f"{model.name} version {model.version}",
+        "Training data": f"dataset {model.dataset_version[:16]}",
+        "Source sha256": str(scan.source_sha256),
+        "Revision of the case": str(scan.revision),
+        "Delivered orientation": str(scan.orientation),
+        "Region": _size_text(region.spec),
+        "HU window": f"{contract.hu.low:g} to {contract.hu.high:g}",
+        "Software": ", ".join(f"{name} {number}" for name, number in contract.versions.items()),
     }
+    history = workspace.catalog.case_history(scan.case_id)
     return case_page(
         CasePage(
             case_id=scan.case_id,
@@ -207,9 +212,16 @@ def _page(
             ct=ct,
             labels=labels,
             nodes=rows,
-            roi=crop.roi,
             provenance=provenance,
-            events=[asdict(event) for event in history.events],
-            notice=NOTICE,
+            rung=region.rung,
+            clamped_sides=region.clamped_sides,
+            cautions=(f"The model is a stand-in, {contract.stand_in}.",) if contract.stand_in else (),
+            events=[(f"{e.at:%Y-%m-%d %H:%M} UTC", e.to_state, e.reason or "") for e in history.events],
+            model=f"{model.name} v{model.version}",
         )
     )
+
+
+def _size_text(spec: RoiSpec) -> str:
+    """The region's size in words."""
+    return f"{spec.behind_mm:g} mm behind to {spec.ahead_mm:g} mm ahead of L2, {spec.lateral_mm:g} mm wide"

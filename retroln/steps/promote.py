@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from retroln.catalog.records import DatasetRecord
@@ -11,7 +12,7 @@ from retroln.metrics import gate
 from retroln.metrics.gate import GateDecision
 from retroln.settings import Settings, TrainSpec
 from retroln.steps.evaluate import Evaluation, figures
-from retroln.steps.train import Trained, test_hash
+from retroln.steps.train import test_hash
 from retroln.steps.workspace import Workspace, open_workspace
 
 SUMMARY_TAG = "test.summary"
@@ -25,26 +26,29 @@ def find_trained(settings: Settings, spec: TrainSpec, record: DatasetRecord) -> 
     """The version already trained on this dataset with this spec, if any."""
     registry = open_workspace(settings).registry
     wanted = {DATASET_TAG: record.version, SPEC_TAG: spec.model_dump_json()}
-    for version in sorted(registry.versions(), reverse=True):
-        tags = registry.tags(version)
-        if all(tags.get(name) == value for name, value in wanted.items()):
-            return version
-    return None
+    same = [
+        v for v in registry.versions() if all(v.tags.get(name) == value for name, value in wanted.items())
+    ]
+    return same[0].version if same else None
 
 
 def register(
-    settings: Settings, spec: TrainSpec, record: DatasetRecord, trained: Trained, evaluation: Evaluation
+    settings: Settings,
+    spec: TrainSpec,
+    record: DatasetRecord,
+    bundle_dir: Path,
+    mlflow_run_id: str,
+    evaluation: Evaluation,
 ) -> int:
     """Register a trained bundle with its test figures and name it `candidate`."""
     registry = open_workspace(settings).registry
-    summary = figures(evaluation)
     tags = {
-        SUMMARY_TAG: json.dumps(summary),
+        SUMMARY_TAG: json.dumps(figures(evaluation)),
         TEST_HASH_TAG: test_hash(record),
         DATASET_TAG: record.version,
         SPEC_TAG: spec.model_dump_json(),
     }
-    version = registry.register(trained.bundle_dir, trained.mlflow_run_id, tags)
+    version = registry.register(bundle_dir, mlflow_run_id, tags)
     registry.set_alias("candidate", version)
     return version
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +14,10 @@ from retroln.imaging import intensity, nifti
 from retroln.nnunet import bundle, dataset, environment, plans, splits, train
 from retroln.settings import Settings, TrainSpec
 from retroln.steps.workspace import Workspace, open_workspace
+from retroln.tracking.runs import TrainingRun
 
 OnEpoch = Callable[[dict[str, Any]], None]
 Labelled = list[tuple[ScanRecord, CropRecord]]
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What training left: the bundle on disk and the MLflow run that describes it."""
-
-    bundle_dir: Path
-    mlflow_run_id: str
-    dataset_version: str
 
 
 def publish_dataset(settings: Settings, spec: TrainSpec) -> DatasetRecord:
@@ -116,27 +106,29 @@ def test_hash(record: DatasetRecord) -> str:
 
 
 def train_dataset(
-    settings: Settings, spec: TrainSpec, record: DatasetRecord, on_epoch: OnEpoch | None = None
-) -> Trained:
-    """Plan, preprocess and train the folds of a dataset version; log every epoch to MLflow."""
+    settings: Settings,
+    spec: TrainSpec,
+    record: DatasetRecord,
+    run: TrainingRun,
+    on_epoch: OnEpoch | None = None,
+) -> Path:
+    """Plan, preprocess and train the folds of a dataset version; returns the bundle's folder.
+
+    Every epoch is logged to `run`; test cases never reach nnU-Net's folders.
+    """
     workspace = open_workspace(settings)
-    folders = environment.activate(settings.work_dir / "nnunet" / record.version[:16] / spec.profile)
-    dataset.write_raw(folders, _raw_cases(workspace, record, folders.raw.parent / "crops"))
+    root = settings.work_dir / "nnunet" / f"{record.version[:16]}-{spec.profile}"
+    folders = environment.activate(root)
+    dataset.write_raw(folders, _raw_cases(workspace, record, root / "crops"))
     plans_id = plans.plan(folders, spec.profile)
     train.preprocess(folders, plans_id, settings.processes)
     splits.write_splits(folders.preprocessed / dataset.DATASET_NAME, _folds(record))
-    run = workspace.registry.start_run(f"train {record.version[:8]}", _parameters(settings, spec, record))
-    try:
-        for fold in spec.folds:
-            _train_fold(run, folders, plans_id, fold, spec, on_epoch)
-        contract = bundle.Contract(
-            hu=settings.hu, roi=settings.roi, versions=environment.versions(), stand_in=spec.stand_in
-        )
-        made = bundle.make(folders.results.parent / "bundle", folders, plans_id, spec.folds, contract)
-    except BaseException:
-        run.finish("FAILED")
-        raise
-    return Trained(made.path, run.run_id, record.version)
+    for fold in spec.folds:
+        _train_fold(run, folders, plans_id, fold, spec, on_epoch)
+    contract = bundle.Contract(
+        hu=settings.hu, roi=settings.roi, versions=environment.versions(), stand_in=spec.stand_in
+    )
+    return bundle.make(root / "bundle", folders, plans_id, spec.folds, contract).path
 
 
 def _raw_cases(workspace: Workspace, record: DatasetRecord, folder: Path) -> list[dataset.RawCase]:
@@ -161,7 +153,8 @@ def _folds(record: DatasetRecord) -> dict[str, int]:
     return {m.case_id: m.fold for m in record.members if m.role == "train" and m.fold is not None}
 
 
-def _parameters(settings: Settings, spec: TrainSpec, record: DatasetRecord) -> dict[str, Any]:
+def parameters(settings: Settings, spec: TrainSpec, record: DatasetRecord) -> dict[str, Any]:
+    """What the MLflow run states as its parameters."""
     roles = [member.role for member in record.members]
     return {
         **spec.model_dump(mode="json"),
@@ -183,8 +176,10 @@ def _train_fold(
     on_epoch: OnEpoch | None,
 ) -> None:
     def tell(epoch: dict[str, Any]) -> None:
-        figures = {k: v for k, v in epoch.items() if isinstance(v, (int, float)) and math.isfinite(v)}
-        run.log_epoch(figures, fold=fold)
+        figures = {name: value for name, value in epoch.items() if name != "epoch"}
+        run.log_epoch(
+            {f"fold{fold}.{name}": value for name, value in figures.items()} | {"epoch": epoch["epoch"]}
+        )
         if on_epoch:
             on_epoch({**epoch, "fold": fold, "epochs": spec.epochs})
 

@@ -16,7 +16,7 @@ from retroln.storage.base import ObjectStore
 from retroln.storage.open import open_store
 
 if TYPE_CHECKING:
-    from retroln.tracking.registry import Registry
+    from retroln.tracking.registry import MlflowRegistry
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,11 @@ class Workspace:
     store: ObjectStore
 
     @property
-    def registry(self) -> Registry:
+    def registry(self) -> MlflowRegistry:
         """MLflow's registry, imported only where a step needs it."""
-        from retroln.tracking.registry import Registry
+        from retroln.tracking.registry import MlflowRegistry
 
-        return Registry.from_settings(self.settings)
+        return MlflowRegistry.of(self.settings)
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:

@@ -1,0 +1,82 @@
+"""Which cases a source holds: by table or by keys, ids matched whole, nothing dropped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from retroln.errors import UserError
+from retroln.settings import Settings
+from retroln.steps.cohort import list_cases, stage_local
+from retroln.storage.base import ObjectStore
+from retroln.storage.open import open_store
+
+
+@pytest.fixture
+def source(settings: Settings, tmp_path: Path) -> ObjectStore:
+    (tmp_path / "source").mkdir()
+    return open_store(settings.source_uri, settings)
+
+
+def _table(source: ObjectStore, *lines: str) -> None:
+    source.put_bytes("cases.csv", "\n".join(lines).encode())
+
+
+def test_table_names_the_parts(source: ObjectStore) -> None:
+    _table(
+        source,
+        "case_id,patient_id,ct,vertebrae,label_ids,mask",
+        "A,P,a/ct.nii.gz,a/v/,verse,a/m.nii.gz",
+        "B,P,b.nii.gz,,,",
+    )
+    first, second = list_cases(source, "totalseg-v2")
+    assert (first.vertebrae, first.label_ids, first.mask) == ("a/v/", "verse", "a/m.nii.gz")
+    assert (second.vertebrae, second.label_ids, second.mask) == (None, "totalseg-v2", None)
+
+
+def test_ids_that_contain_each_other_stay_apart(source: ObjectStore) -> None:
+    for case in ("5", "15", "53", "LN_001", "LN_002"):
+        source.put_bytes(f"P/{case}/ct.nii.gz", b"x")
+        source.put_bytes(f"P/{case}/mask.nii.gz", case.encode())
+    entries = list_cases(source, "totalseg-v2")
+    assert {e.case_id: e.mask for e in entries} == {
+        case: f"P/{case}/mask.nii.gz" for case in ("15", "5", "53", "LN_001", "LN_002")
+    }
+
+
+@pytest.mark.parametrize(
+    ("line", "column"),
+    [
+        ("../x,P,a,,,", "case_id"),
+        (",P,a,,,", "case_id"),
+        ("A,,a,,,", "patient_id"),
+        ("A,P,,,,", "ct"),
+        ("A,P,a,v,v3,", "label_ids"),
+    ],
+)
+def test_unusable_row_is_kept_with_its_problem(source: ObjectStore, line: str, column: str) -> None:
+    _table(source, "case_id,patient_id,ct,vertebrae,label_ids,mask", "GOOD,P,g.nii.gz,,,", line)
+    bad = next(entry for entry in list_cases(source, "totalseg-v2") if entry.case_id != "GOOD")
+    assert bad.problem is not None
+    assert bad.problem.reason == "bad_row"
+    assert f"line 3: {column}" in str(bad.problem)
+
+
+def test_missing_column_is_named(source: ObjectStore) -> None:
+    _table(source, "case_id,ct", "A,a.nii.gz")
+    with pytest.raises(UserError, match="add patient_id"):
+        list_cases(source, "totalseg-v2")
+
+
+def test_local_table_is_staged_with_absolute_paths_and_folders(tmp_path: Path, settings: Settings) -> None:
+    (tmp_path / "v").mkdir()
+    (tmp_path / "v" / "vertebrae_L2.nii.gz").write_bytes(b"2")
+    (tmp_path / "ct.nii.gz").write_bytes(b"1")
+    table = tmp_path / "cases.csv"
+    table.write_text(f"case_id,patient_id,ct,vertebrae\nA,P,{tmp_path}/ct.nii.gz,v\n")
+    stage_local(table, tmp_path / "source")
+    source = open_store(settings.source_uri, settings)
+    (entry,) = list_cases(source, "totalseg-v2")
+    assert source.get_bytes(entry.ct) == b"1"
+    assert [info.key for info in source.list(str(entry.vertebrae))] == ["0000-vertebrae/vertebrae_L2.nii.gz"]
