@@ -1,0 +1,122 @@
+"""Where MLflow is, a client for it, and its errors in RetroLN's words."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from retroln.errors import ConflictError, MissingExtraError, NotFoundError, UserError
+from retroln.settings import Settings
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_SQLITE = "sqlite:///"
+_CHATTY = ("mlflow", "alembic")
+_QUIET = ("MLFLOW_DISABLE_TELEMETRY", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT")
+_WITHOUT_DELAY = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+
+
+@dataclass(frozen=True)
+class Connection:
+    """One MLflow server or database, the experiment and the registered model used there.
+
+    Attributes:
+        uri: `sqlite:///FILE` (embedded) or `http(s)://HOST:PORT` (a server).
+        experiment: experiment that holds the training runs; made when it is missing.
+        artifacts: folder for artifacts of an embedded MLflow; a server keeps its own.
+        model_name: name in the model registry.
+    """
+
+    uri: str
+    experiment: str
+    artifacts: str
+    model_name: str
+
+    @classmethod
+    def of(cls, settings: Settings) -> Connection:
+        """The connection that the settings describe; nothing is opened yet."""
+        return cls(settings.mlflow_uri, settings.experiment, settings.mlflow_artifacts, settings.model_name)
+
+    @cached_property
+    def client(self) -> MlflowClient:
+        """A client bound to `uri`; MLflow's process-wide tracking URI is left alone.
+
+        Raises:
+            MissingExtraError: MLflow is not installed.
+        """
+        for name in _QUIET:
+            os.environ.setdefault(name, "true")
+        try:
+            from mlflow import MlflowClient
+        except ImportError as error:
+            raise MissingExtraError(
+                "MLflow is not installed", fix="pip install 'retroln[train]' or 'retroln[infer]'"
+            ) from error
+        for name in _CHATTY:
+            logging.getLogger(name).setLevel(logging.WARNING)
+        if self.uri.startswith(_SQLITE):
+            Path(self.uri.removeprefix(_SQLITE)).parent.mkdir(parents=True, exist_ok=True)
+        with translated(self.uri):
+            return MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+
+    @cached_property
+    def experiment_id(self) -> str:
+        """The experiment's id; makes the experiment when it does not exist yet."""
+        with translated(self.uri):
+            return self._find_experiment() or self._make_experiment()
+
+    def _find_experiment(self) -> str | None:
+        found = self.client.get_experiment_by_name(self.experiment)
+        return str(found.experiment_id) if found else None
+
+    def _make_experiment(self) -> str:
+        from mlflow.exceptions import MlflowException
+
+        embedded = not self.uri.startswith("http")
+        location = Path(self.artifacts).absolute().as_uri() if embedded else None
+        try:
+            return str(self.client.create_experiment(self.experiment, artifact_location=location))
+        except MlflowException:
+            if made_by_another_process := self._find_experiment():
+                return made_by_another_process
+            raise
+
+
+@contextmanager
+def translated(uri: str) -> Iterator[None]:
+    """Raise MLflow's refusals as `NotFoundError`, `ConflictError` or `UserError` naming `uri`."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        code = error.error_code
+        kind = {"RESOURCE_DOES_NOT_EXIST": NotFoundError, "RESOURCE_ALREADY_EXISTS": ConflictError}
+        what = f"MLflow refused or did not answer ({code})"
+        fix = f"check that MLflow at {uri} runs, is reachable and lets you in"
+        raise kind.get(code, UserError)(what, got=str(error)[:400], fix=fix) from error
+
+
+@contextmanager
+def without_delay() -> Iterator[None]:
+    """Let MLflow's HTTP calls give up after seconds, not its default of minutes.
+
+    MLflow reads these two from the environment at each request and offers no other way.
+    """
+    before = {name: os.environ.get(name) for name in _WITHOUT_DELAY}
+    os.environ.update(_WITHOUT_DELAY)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -1,0 +1,303 @@
+"""Runs and registry against an embedded MLflow (SQLite) and a real `mlflow server`."""
+
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from retroln.errors import ConflictError, IntegrityError, NotFoundError, UserError
+from retroln.settings import Settings
+from retroln.tracking import registry as registry_module
+from retroln.tracking.registry import MlflowRegistry, tree_sha256
+from retroln.tracking.runs import start, training_run
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class MlflowServer:
+    """`mlflow server` on SQLite with proxied artifacts, as a process of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.port, self.folder = _free_port(), folder
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        options = {
+            "--backend-store-uri": f"sqlite:///{self.folder}/server.db",
+            "--artifacts-destination": f"{self.folder}/served",
+            "--host": "127.0.0.1",
+            "--port": str(self.port),
+            "--workers": "1",
+        }
+        command = [sys.executable, "-m", "mlflow", "server", *[x for o in options.items() for x in o]]
+        with (self.folder / "server.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                command,
+                env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self._wait()
+
+    def _wait(self) -> None:
+        assert self.process
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and self.process.poll() is None:
+            try:
+                with urllib.request.urlopen(f"{self.uri}/health", timeout=2) as answer:
+                    if answer.status == 200:
+                        return
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.3)
+        raise AssertionError((self.folder / "server.log").read_text()[-3000:])
+
+    def stop(self) -> None:
+        if self.process and self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    running = MlflowServer(tmp_path_factory.mktemp("mlflow-server"))
+    running.start()
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory):
+    return tmp_path_factory.mktemp("mlflow-embedded")
+
+
+@pytest.fixture(params=["sqlite", "server"])
+def settings(request, tmp_path, embedded):
+    uri = f"sqlite:///{embedded}/new/mlflow.db"
+    if request.param == "server":
+        uri = request.getfixturevalue("server").uri
+    return Settings(
+        mlflow_uri=uri,
+        mlflow_artifacts=str(embedded / "artifacts"),
+        work_dir=tmp_path / "work",
+        model_name=f"m-{tmp_path.name}",
+        _env_file=None,
+    )
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    folder = tmp_path / "some bundle"
+    (folder / "fold_0").mkdir(parents=True)
+    (folder / "contract.json").write_text('{"hu": [-1000, 400]}')
+    (folder / "fold_0/checkpoint_final.pth").write_bytes(bytes(range(256)) * 50)
+    return folder
+
+
+@pytest.fixture
+def run(settings):
+    return start(settings, name="test", params={"epochs": 3, "roi": {"behind_mm": 30.0}})
+
+
+def _history(run, name):
+    return [(m.step, m.value) for m in run.connection.client.get_metric_history(run.run_id, name)]
+
+
+def _artifacts(run, folder=None):
+    return {a.path for a in run.connection.client.list_artifacts(run.run_id, folder)}
+
+
+def test_a_run_holds_params_epochs_dataset_and_figures(settings):
+    with training_run(settings, name="demo", params={"fold": 0, "hu": {"low": -1000.0}}) as run:
+        for epoch in range(3):
+            run.log_epoch(
+                {"epoch": epoch, "train_loss": 1.0 - epoch / 10, "val_loss": float("nan"), "lr": 0.01}
+            )
+        run.log_metrics({"dice_mean": 0.9, "missing": None, "sensitivity >= 10 mm": 1})
+        run.log_dataset({"cases": ["a", "b"]}, name="Dataset600_RetroLN", version="ab" * 32)
+        run.log_figures({"training_curve": b"\x89PNG"})
+    stored = run.connection.client.get_run(run.run_id)
+    assert stored.info.status == "FINISHED"
+    assert stored.data.params == {"fold": "0", "hu.low": "-1000.0"}
+    assert _history(run, "train_loss") == [(0, 1.0), (1, 0.9), (2, 0.8)]
+    assert stored.data.metrics.keys() == {"train_loss", "lr", "dice_mean", "sensitivity __ 10 mm"}
+    assert _artifacts(run, "figures") == {"figures/training_curve.png"}
+    assert _artifacts(run, "dataset") == {"dataset/manifest.json"}
+    assert stored.inputs.dataset_inputs[0].dataset.digest == ("ab" * 32)[:36]
+    assert not run.journal.exists()
+
+
+def test_a_failed_training_is_a_failed_run_that_names_the_error(settings):
+    with pytest.raises(ZeroDivisionError), training_run(settings, name="bad", params={}) as run:
+        raise ZeroDivisionError("no cases")
+    stored = run.connection.client.get_run(run.run_id)
+    assert (stored.info.status, stored.data.tags["error"]) == ("FAILED", "ZeroDivisionError: no cases")
+
+
+def test_an_interrupted_run_is_continued_under_its_id(settings, run):
+    run.log_epoch({"epoch": 0, "train_loss": 1.0})
+    run.end("KILLED")
+    with training_run(settings, name="ignored", params={}, run_id=run.run_id) as again:
+        again.log_epoch({"epoch": 1, "train_loss": 0.5})
+    assert _history(run, "train_loss") == [(0, 1.0), (1, 0.5)]
+
+
+def test_a_bundle_comes_back_as_it_was_registered(settings, run, bundle, tmp_path):
+    registry = MlflowRegistry.of(settings)
+    version = registry.register(bundle, run.run_id, {"dataset": "v1"})
+    assert version == 1
+    assert registry.tags(version) == {"dataset": "v1", "bundle_sha256": tree_sha256(bundle)}
+    fetched = registry.fetch(version, tmp_path / "cache")
+    assert tree_sha256(fetched) == tree_sha256(bundle)
+    assert (fetched / "fold_0/checkpoint_final.pth").read_bytes() == bytes(range(256)) * 50
+    assert registry.fetch(version, tmp_path / "cache") == fetched
+    assert [p.name for p in (tmp_path / "cache").iterdir()] == [fetched.name]
+
+
+def test_registering_the_same_bundle_again_adds_no_version(settings, run, bundle):
+    registry = MlflowRegistry.of(settings)
+    assert registry.register(bundle, run.run_id, {}) == registry.register(bundle, run.run_id, {}) == 1
+    (bundle / "contract.json").write_text("{}")
+    assert registry.register(bundle, run.run_id, {}) == 2
+    assert [v.version for v in registry.versions()] == [2, 1]
+
+
+def test_the_stored_model_is_an_mlflow_pyfunc_with_signature_and_code(settings, run, bundle, tmp_path):
+    import mlflow
+    from mlflow.artifacts import download_artifacts
+
+    registry = MlflowRegistry.of(settings)
+    registry.register(bundle, run.run_id, {})
+    location = run.connection.client.get_model_version_download_uri(registry.name, "1")
+    local = Path(
+        download_artifacts(artifact_uri=location, dst_path=str(tmp_path), tracking_uri=settings.mlflow_uri)
+    )
+    from mlflow.models import Model
+
+    pyfunc_model = Path(registry_module.__file__).with_name("pyfunc_model.py")
+    stored = Model.load(str(local))
+    assert stored.signature.inputs.input_names() == ["ct", "output"]
+    assert stored.signature.outputs.input_names() == ["output", "n_nodes"]
+    assert (local / "pyfunc_model.py").read_text() == pyfunc_model.read_text()
+    assert (local / "requirements.txt").read_text().split() == [
+        f"mlflow=={mlflow.__version__}",
+        "retroln[infer]",
+    ]
+    assert (local / "artifacts/bundle/contract.json").exists()
+
+
+def test_tampered_bundles_are_refused(settings, run, bundle, tmp_path):
+    registry = MlflowRegistry.of(settings)
+    registry.register(bundle, run.run_id, {})
+    fetched = registry.fetch(1, tmp_path / "cache")
+    (fetched / "fold_0/checkpoint_final.pth").write_bytes(b"other")
+    with pytest.raises(IntegrityError, match="expected: sha256"):
+        registry.fetch(1, tmp_path / "cache")
+    shutil.rmtree(fetched)
+    assert tree_sha256(registry.fetch(1, tmp_path / "cache")) == tree_sha256(bundle)
+
+
+def test_a_bundle_changed_in_the_artifact_store_never_arrives(
+    embedded, run, bundle, settings, tmp_path, request
+):
+    registry = MlflowRegistry.of(settings)
+    registry.register(bundle, run.run_id, {})
+    root = embedded / "artifacts"
+    if settings.mlflow_uri.startswith("http"):
+        root = request.getfixturevalue("server").folder / "served"
+    model_id = run.connection.client.get_model_version_download_uri(registry.name, "1").split("/")[-2]
+    (stored,) = root.rglob(f"{model_id}/artifacts/artifacts/bundle/contract.json")
+    stored.write_text('{"hu": [0, 1]}')
+    with pytest.raises(IntegrityError):
+        registry.fetch(1, tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_aliases_move_and_go(settings, run, bundle):
+    registry = MlflowRegistry.of(settings)
+    assert registry.get_alias("champion") is None
+    registry.delete_alias("champion")
+    registry.register(bundle, run.run_id, {})
+    (bundle / "more").write_text("x")
+    registry.register(bundle, run.run_id, {})
+    registry.set_alias("champion", 1)
+    registry.set_alias("candidate", 2)
+    assert (registry.get_alias("champion"), registry.get_alias("candidate")) == (1, 2)
+    registry.set_alias("champion", 2)
+    assert registry.versions()[0].aliases == ("candidate", "champion")
+    registry.delete_alias("candidate")
+    assert registry.get_alias("candidate") is None
+
+
+def test_unknown_versions_and_the_fixed_hash_tag_are_refused(settings, run, bundle, tmp_path):
+    registry = MlflowRegistry.of(settings)
+    assert registry.versions() == []
+    registry.register(bundle, run.run_id, {})
+    for refused in (
+        lambda: registry.set_alias("champion", 9),
+        lambda: registry.set_tag(9, "a", "b"),
+        lambda: registry.fetch(9, tmp_path),
+    ):
+        with pytest.raises(NotFoundError, match="no version 9"):
+            refused()
+    with pytest.raises(ConflictError):
+        registry.set_tag(1, "bundle_sha256", "0" * 64)
+    registry.set_tag(1, "withdrawn", "2026-01-01")
+    assert registry.tags(1)["withdrawn"] == "2026-01-01"
+
+
+def test_an_empty_bundle_is_refused(settings, run, tmp_path):
+    with pytest.raises(NotFoundError, match="no bundle"):
+        MlflowRegistry.of(settings).register(tmp_path / "nothing", run.run_id, {})
+
+
+def test_an_outage_neither_stops_training_nor_loses_an_epoch(tmp_path, caplog):
+    server = MlflowServer(tmp_path)
+    server.start()
+    try:
+        settings = Settings(mlflow_uri=server.uri, work_dir=tmp_path / "work", _env_file=None)
+        with training_run(settings, name="outage", params={}) as run:
+            run.log_epoch({"epoch": 0, "train_loss": 1.0})
+            server.stop()
+            with caplog.at_level(logging.WARNING, "retroln"):
+                run.log_epoch({"epoch": 1, "train_loss": 0.9})
+                run.log_epoch({"epoch": 2, "train_loss": 0.8})
+            assert [json.loads(line)["step"] for line in run.journal.read_text().splitlines()] == [1, 2]
+            server.start()
+            run.log_epoch({"epoch": 3, "train_loss": 0.7})
+            assert _history(run, "train_loss") == [(0, 1.0), (1, 0.9), (2, 0.8), (3, 0.7)]
+        assert [r.message.split(",")[0] for r in caplog.records if r.name.startswith("retroln")] == [
+            "MLflow is away"
+        ]
+    finally:
+        server.stop()
+
+
+def test_no_server_is_one_clear_error(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    settings = Settings(mlflow_uri=f"http://127.0.0.1:{_free_port()}", work_dir=tmp_path, _env_file=None)
+    with pytest.raises(UserError, match=r"check that MLflow at http://127\.0\.0\.1"):
+        start(settings, name="x", params={})
+
+
+def test_nothing_touches_the_process_wide_tracking_uri(settings, run, bundle):
+    import mlflow
+
+    MlflowRegistry.of(settings).register(bundle, run.run_id, {})
+    assert mlflow.get_tracking_uri() != settings.mlflow_uri
+    assert mlflow.active_run() is None
