@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from retroln.errors import IntegrityError, NotFoundError
-from retroln.files import sha256_file, write_bytes, write_json
+from retroln.files import sha256_bytes, sha256_file, write_bytes, write_json
 from retroln.nnunet.dataset import DATASET_NAME
 from retroln.nnunet.environment import Folders
 from retroln.settings import Hu, RoiSpec
@@ -49,12 +49,24 @@ class Bundle:
 
     Attributes:
         sha256: hash of the manifest, and so of every file: what a registry records.
+        files: sha256 of each file, by its path in the bundle.
     """
 
     path: Path
     contract: Contract
     folds: tuple[int, ...]
     sha256: str
+    files: Mapping[str, str]
+
+    def read(self, name: str) -> bytes:
+        """A file's bytes, hashed once more: what is returned is what was recorded.
+
+        Raises:
+            IntegrityError: the file has changed since the bundle was opened.
+        """
+        data = (self.path / name).read_bytes()
+        _require_hash(self.path / name, self.files[name], sha256_bytes(data))
+        return data
 
 
 def model_folder(folders: Folders, plans_id: str) -> Path:
@@ -99,8 +111,9 @@ def load(path: Path, sha256: str | None = None) -> Bundle:
     manifest = _manifest(manifest_file, sha256)
     _require_same_files(path, manifest)
     for name, recorded in manifest["files"].items():
-        _require_hash(path / name, recorded)
-    return Bundle(path, _contract(path), tuple(manifest["folds"]), sha256_file(manifest_file))
+        _require_hash(path / name, recorded, sha256_file(path / name))
+    hashed = sha256_file(manifest_file)
+    return Bundle(path, _contract(path), tuple(manifest["folds"]), hashed, manifest["files"])
 
 
 def _fill(target: Path, source: Path, names: Sequence[str], contract: Contract) -> None:
@@ -115,7 +128,7 @@ def _fill(target: Path, source: Path, names: Sequence[str], contract: Contract) 
 
 def _manifest(file: Path, sha256: str | None) -> dict[str, Any]:
     if sha256 is not None:
-        _require_hash(file, sha256)
+        _require_hash(file, sha256, sha256_file(file))
     try:
         content = json.loads(file.read_bytes())
         files = {str(name): str(recorded) for name, recorded in content["files"].items()}
@@ -139,8 +152,7 @@ def _require_same_files(path: Path, manifest: dict[str, Any]) -> None:
         raise IntegrityError("files do not match the manifest", file=path, got=got, fix=_FETCH)
 
 
-def _require_hash(file: Path, recorded: str) -> None:
-    got = sha256_file(file)
+def _require_hash(file: Path, recorded: str, got: str) -> None:
     if got != recorded:
         raise IntegrityError(
             "bytes do not match their recorded sha256", file=file, expected=recorded, got=got, fix=_FETCH

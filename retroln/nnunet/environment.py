@@ -48,7 +48,7 @@ def activate(root: Path) -> Folders:
         folder.mkdir(parents=True, exist_ok=True)
         os.environ[f"nnUNet_{name}"] = str(folder)
     for name in _PROCESSES:
-        os.environ.setdefault(name, str(min(8, os.cpu_count() or 1)))
+        os.environ.setdefault(name, str(min(12, os.cpu_count() or 1)))
     return folders
 
 

@@ -1,0 +1,27 @@
+"""Loaded predictors, kept between cases: loading costs more than predicting one."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+from retroln.nnunet import bundle
+from retroln.nnunet.predict import Device, Predictor
+
+
+def predictor_for(bundle_dir: Path, device: Device = "auto") -> Predictor:
+    """The predictor of a bundle, from memory if the same bytes were opened before.
+
+    Every call verifies the bundle's hashes; a bundle replaced on disk is loaded anew. The two most
+    recent are kept.
+
+    Raises:
+        NotFoundError, IntegrityError: as `retroln.nnunet.bundle.load`.
+    """
+    sealed = bundle.load(bundle_dir.resolve())
+    return _predictor(sealed.path, sealed.sha256, device)
+
+
+@lru_cache(maxsize=2)
+def _predictor(path: Path, sha256: str, device: Device) -> Predictor:
+    return Predictor(bundle.load(path, sha256), device)

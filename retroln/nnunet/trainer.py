@@ -1,0 +1,217 @@
+"""nnU-Net's trainer with RetroLN's budget, patience for a CPU, and a journal of epochs.
+
+The class lives outside nnU-Net's tree. Its checkpoints name the stock trainer, because inference
+needs nothing else: a bundle can be read by any nnU-Net.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from retroln.errors import IntegrityError
+from retroln.files import atomic_path, sha256_file, write_bytes
+from retroln.nnunet.bundle import CHECKPOINT
+from retroln.nnunet.plans import PROFILE_KEY
+from retroln.settings import TrainSpec
+
+EPOCHS_FILE = "epochs.jsonl"
+LATEST = "checkpoint_latest.pth"
+_LEFT_RIGHT = (2,)  # array axes are z, y, x
+
+
+class RetroLNTrainer(nnUNetTrainer):  # type: ignore[misc]
+    """nnU-Net's training with our epochs; profile `demo` adds bf16 on the CPU and light augmentation.
+
+    Both profiles keep nnU-Net's loss (Dice + cross-entropy, deep supervision), SGD with Nesterov
+    momentum 0.99, polynomial decay from 0.01, weight decay 3e-5. `reference` keeps its augmentation
+    and its mirroring on axes 0, 1, 2 too; `demo` mirrors left-right and predicts without mirroring.
+    """
+
+    network: Any
+
+    def __init__(
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        fold: int,
+        dataset_json: dict[str, Any],
+        device: torch.device,
+    ) -> None:
+        super().__init__({**plans, "continue_training": False}, configuration, fold, dataset_json, device)
+        self.is_demo = plans.get(PROFILE_KEY) == "demo"
+        self.oversample_foreground_percent = 0.5
+        self.save_every = 1 if self.is_demo else 10
+        self.may_go_on: Callable[[], bool] = lambda: True
+
+    def apply(self, spec: TrainSpec) -> None:
+        """Take the budget from the spec, before training starts."""
+        self.num_epochs = spec.epochs
+        self.num_iterations_per_epoch = spec.iterations
+        self.num_val_iterations_per_epoch = spec.validation_iterations
+
+    @property
+    def folder(self) -> Path:
+        """Where this fold's files lie."""
+        return Path(self.output_folder)
+
+    def initialize(self) -> None:
+        """Build network, optimiser and loss."""
+        super().initialize()
+        if self._is_fast_cpu():
+            self.network = self.network.to(memory_format=torch.channels_last_3d)
+
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> Any:
+        """nnU-Net's choice; the demo mirrors left-right and neither rotates nor scales."""
+        rotation, dummy_2d, initial_patch, axes = (
+            super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        )
+        if not self.is_demo:
+            return rotation, dummy_2d, initial_patch, axes
+        self.inference_allowed_mirroring_axes = None
+        return rotation, False, self.configuration_manager.patch_size, _LEFT_RIGHT
+
+    def get_dataloaders(self) -> Any:
+        """The stock loaders; the demo swaps in its light augmentation."""
+        if self.is_demo:
+            self.get_training_transforms = self._light_transforms
+        return super().get_dataloaders()
+
+    def _light_transforms(self, *args: Any, **kwargs: Any) -> Any:
+        """Mirroring alone before what validation does: rotation costs more here than the network."""
+        from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
+        from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+
+        stock = self.get_validation_transforms(args[2])
+        return ComposeTransforms([MirrorTransform(allowed_axes=_LEFT_RIGHT), *stock.transforms])
+
+    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """One step of the stock trainer, in bf16 where the demo runs on a CPU."""
+        with self._faster(batch):
+            return dict(super().train_step(batch))
+
+    def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """One validation batch, in the same arithmetic as training."""
+        with self._faster(batch):
+            return dict(super().validation_step(batch))
+
+    def _is_fast_cpu(self) -> bool:
+        return self.is_demo and self.device.type == "cpu"
+
+    def _faster(self, batch: dict[str, Any]) -> contextlib.AbstractContextManager[Any]:
+        if not self._is_fast_cpu():
+            return contextlib.nullcontext()
+        batch["data"] = batch["data"].to(memory_format=torch.channels_last_3d)
+        autocast: contextlib.AbstractContextManager[Any] = torch.autocast("cpu", dtype=torch.bfloat16)
+        return autocast
+
+    def _build_loss(self) -> Any:
+        """nnU-Net's loss; where the network runs in bf16 its outputs are summed in float32."""
+        loss = super()._build_loss()
+        if not self._is_fast_cpu():
+            return loss
+        return lambda outputs, targets: loss([output.float() for output in outputs], targets)
+
+    def on_epoch_end(self) -> None:
+        """Checkpoint, then one line in the journal: what is in the journal can be resumed."""
+        epoch = self.current_epoch
+        super().on_epoch_end()
+        with (self.folder / EPOCHS_FILE).open("a") as stream:
+            stream.write(json.dumps(self._figures(epoch)) + "\n")
+        if not self.may_go_on():
+            raise SystemExit("the process that started this training is gone")
+
+    def _figures(self, epoch: int) -> dict[str, Any]:
+        def value(name: str) -> float:
+            return float(self.logger.get_value(name, step=epoch))
+
+        figures: dict[str, Any] = {
+            "epoch": epoch,
+            "train_loss": value("train_losses"),
+            "val_loss": value("val_losses"),
+            "pseudo_dice": value("mean_fg_dice"),
+            "lr": value("lrs"),
+            "seconds": value("epoch_end_timestamps") - value("epoch_start_timestamps"),
+        }
+        return {name: number if math.isfinite(number) else None for name, number in figures.items()}
+
+    def save_checkpoint(self, filename: str) -> None:
+        """Write atomically. The final one holds the weights and plain values alone (no optimiser)."""
+        target = Path(filename)
+        if target.name == CHECKPOINT:
+            self._save_weights(target)
+            return
+        with atomic_path(target) as partial:
+            super().save_checkpoint(str(partial))
+            _record(target, sha256_file(partial))
+
+    def _save_weights(self, target: Path) -> None:
+        network = getattr(self.network, "_orig_mod", self.network)
+        init = {name: self.my_init_kwargs[name] for name in ("configuration", "fold")}
+        content = {
+            "network_weights": {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()},
+            "trainer_name": nnUNetTrainer.__name__,
+            "init_args": init,
+            "inference_allowed_mirroring_axes": self.inference_allowed_mirroring_axes,
+        }
+        with atomic_path(target) as partial:
+            torch.save(content, partial)
+
+    def resume(self) -> int:
+        """Go on after the last checkpoint if there is one; the epoch to start with.
+
+        Raises:
+            IntegrityError: the checkpoint is not the one that this trainer wrote.
+        """
+        latest = self.folder / LATEST
+        if latest.is_file():
+            _require_recorded(latest)
+            self.load_checkpoint(str(latest))
+        _cut_journal(self.folder / EPOCHS_FILE, self.current_epoch)
+        return int(self.current_epoch)
+
+    def plot_network_architecture(self) -> None:
+        """Nothing: it wants a package that no longer works."""
+
+
+def parent_lives(parent: int) -> Callable[[], bool]:
+    """Whether this process still has the parent that started it."""
+    return lambda: os.getppid() == parent
+
+
+def _hashes(checkpoint: Path) -> list[str]:
+    record = checkpoint.with_suffix(".sha256")
+    return record.read_text().split() if record.is_file() else []
+
+
+def _record(checkpoint: Path, sha256: str) -> None:
+    """Note the coming hash before the last one: a crash in between leaves both valid."""
+    kept = [sha256, *_hashes(checkpoint)[:1]]
+    write_bytes(checkpoint.with_suffix(".sha256"), "\n".join(kept).encode())
+
+
+def _require_recorded(checkpoint: Path) -> None:
+    got = sha256_file(checkpoint)
+    recorded = _hashes(checkpoint)
+    if got not in recorded:
+        raise IntegrityError(
+            "checkpoint is not the one that training wrote",
+            file=checkpoint,
+            expected=" or ".join(recorded) or "a recorded sha256",
+            got=got,
+            fix="delete the fold's folder to train it from the start",
+        )
+
+
+def _cut_journal(journal: Path, epochs: int) -> None:
+    """Keep the first `epochs` lines: later ones will be trained again."""
+    lines = journal.read_text().splitlines() if journal.is_file() else []
+    write_bytes(journal, "".join(line + "\n" for line in lines[:epochs]).encode())

@@ -1,0 +1,174 @@
+"""One real, tiny training on the CPU: raw data, plan, preprocess, fold, resume, bundle, prediction."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+pytest.importorskip("nnunetv2")
+
+from retroln.engine.warm import predictor_for
+from retroln.errors import ConflictError, InputError, IntegrityError, UserError
+from retroln.imaging import intensity, nifti
+from retroln.imaging.geometry import Grid
+from retroln.imaging.volume import Volume
+from retroln.nnunet import bundle, dataset, environment, plans, splits, train
+from retroln.nnunet.predict import Predictor
+from retroln.settings import Hu, RoiSpec, TrainSpec
+
+SHAPE = (40, 44, 26)
+GRID = Grid(SHAPE, np.array([[2.0, 0, 0, -40], [0, 1.98, -0.42, 12], [0, 0.28, 2.97, -7], [0, 0, 0, 1]]))
+SPEC = TrainSpec(profile="demo", epochs=2, iterations=3, validation_iterations=1, n_folds=2, device="cpu")
+
+
+def blobs(seed: int) -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
+    """Noise at -100 HU with three bright balls, in HU, and the balls' mask."""
+    random = np.random.default_rng(seed)
+    ct = random.normal(-100, 20, SHAPE)
+    index = np.stack(np.meshgrid(*[np.arange(n) for n in SHAPE], indexing="ij"), -1)
+    mask = np.zeros(SHAPE, np.uint8)
+    for _ in range(3):
+        centre = random.uniform(6, np.array(SHAPE) - 6)
+        mask[np.linalg.norm((index - centre) * GRID.spacing_mm, axis=-1) < 9] = 1
+    ct[mask > 0] += 150
+    return ct.astype(np.int16), mask
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What the one training left."""
+
+    folders: environment.Folders
+    plans_id: str
+    epochs: list[dict[str, Any]]
+    first_epochs: list[dict[str, Any]]
+    result: train.FoldResult
+    made: bundle.Bundle
+
+
+def write_cases(folder: Path) -> list[dataset.RawCase]:
+    cases = []
+    for number in range(4):
+        ct, mask = blobs(number)
+        ct_path, label_path = folder / f"c{number}_ct.nii.gz", folder / f"c{number}_mask.nii.gz"
+        nifti.write(ct_path, intensity.scale(ct, Hu()), GRID)
+        nifti.write(label_path, mask, GRID)
+        cases.append(dataset.RawCase(f"c{number}", ct_path, label_path, f"p{number}"))
+    return cases
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    root = tmp_path_factory.mktemp("nnunet")
+    folders = environment.activate(root)
+    cases = write_cases(root / "crops")
+    dataset.write_raw(folders, cases)
+    plans_id = plans.plan(folders, "demo")
+    train.preprocess(folders, plans_id)
+    patients = {case.case_id: case.patient_id for case in cases}
+    splits.write_splits(folders.preprocessed / dataset.DATASET_NAME, splits.folds(patients, 2, 600), patients)
+    first_epochs: list[dict[str, Any]] = []
+
+    def stop_after_one(epoch: dict[str, Any]) -> None:
+        first_epochs.append(epoch)
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        train.train_fold(folders, plans_id, 0, SPEC, stop_after_one)
+    epochs: list[dict[str, Any]] = []
+    result = train.train_fold(folders, plans_id, 0, SPEC, epochs.append)
+    contract = bundle.Contract(hu=Hu(), roi=RoiSpec(), versions=environment.versions())
+    made = bundle.make(root / "bundle", folders, plans_id, (0,), contract)
+    return Finished(folders, plans_id, epochs, first_epochs, result, made)
+
+
+def test_resumes_after_the_interrupted_epoch(finished: Finished) -> None:
+    assert [epoch["epoch"] for epoch in finished.first_epochs] == [0]
+    assert finished.result.resumed_at == 1
+    assert [epoch["epoch"] for epoch in finished.epochs] == [1]
+    journal = [json.loads(line) for line in finished.result.epochs.read_text().splitlines()]
+    assert [line["epoch"] for line in journal] == [0, 1]
+    assert journal[0] == finished.first_epochs[0]
+    assert set(journal[0]) == {"epoch", "train_loss", "val_loss", "pseudo_dice", "lr", "seconds"}
+    assert all(np.isfinite(line["train_loss"]) and line["seconds"] > 0 for line in journal)
+    assert journal[1]["lr"] < journal[0]["lr"]
+
+
+def test_finished_fold_is_not_trained_again(finished: Finished) -> None:
+    before = finished.result.checkpoint.stat().st_mtime_ns
+    epochs: list[dict[str, Any]] = []
+    train.train_fold(finished.folders, finished.plans_id, 0, SPEC, epochs.append)
+    assert finished.result.checkpoint.stat().st_mtime_ns == before
+    assert epochs == []
+
+
+def test_fold_in_training_is_not_started_twice(finished: Finished) -> None:
+    folder = finished.result.checkpoint.parent
+    with train._locked(folder), pytest.raises(ConflictError):
+        train.train_fold(finished.folders, finished.plans_id, 0, SPEC)
+
+
+def test_training_that_runs_out_of_time_says_so(finished: Finished) -> None:
+    with pytest.raises(UserError, match="ran out of time"):
+        train.train_fold(finished.folders, finished.plans_id, 1, SPEC, timeout_s=0.5)
+
+
+def stock_prediction(finished: Finished, ct: NDArray[np.int16], folder: Path) -> tuple[Any, Any]:
+    """What nnU-Net makes of the same model folder, from file to file: labels and P(node), RAS order."""
+    import torch
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    nifti.write(folder / "in" / "x_0000.nii.gz", intensity.scale(ct, Hu()), GRID)
+    (folder / "out").mkdir()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        predictor = nnUNetPredictor(use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False)
+        predictor.initialize_from_trained_model_folder(str(finished.made.path), (0,))
+        predictor.predict_from_files_sequential(
+            [[str(folder / "in" / "x_0000.nii.gz")]], [str(folder / "out" / "x")], save_probabilities=True
+        )
+    labels = nifti.read_labels(folder / "out" / "x.nii.gz")
+    return labels, np.load(folder / "out" / "x.npz")["probabilities"][1].transpose(2, 1, 0)
+
+
+def test_prediction_equals_stock_nnunet(finished: Finished, tmp_path: Path) -> None:
+    ct, _ = blobs(9)
+    stock_labels, stock_probability = stock_prediction(finished, ct, tmp_path)
+    predictor = Predictor(finished.made, "cpu")
+    labels, probability = predictor.predict_probabilities(Volume(ct, GRID, GRID))
+    assert labels.grid is GRID and labels.array.dtype == np.uint8
+    assert labels.grid.distance_mm(stock_labels.grid) < 1e-3
+    np.testing.assert_allclose(probability.array, stock_probability, atol=1e-5)
+    np.testing.assert_array_equal(labels.array, stock_labels.array)
+    assert np.ptp(probability.array) > 0.01
+    np.testing.assert_array_equal(predictor.predict(Volume(ct, GRID, GRID)).array, labels.array)
+
+
+def test_scaled_crop_is_refused(finished: Finished) -> None:
+    ct, _ = blobs(9)
+    with pytest.raises(InputError) as caught:
+        predictor_for(finished.made.path, "cpu").predict(Volume(intensity.scale(ct, Hu()), GRID, GRID))
+    assert caught.value.reason == "not_hu"
+
+
+def test_warm_predictor_is_kept(finished: Finished) -> None:
+    assert predictor_for(finished.made.path, "cpu") is predictor_for(finished.made.path, "cpu")
+
+
+def test_checkpoint_changed_after_opening_is_refused(finished: Finished, tmp_path: Path) -> None:
+    copy = tmp_path / "bundle"
+    bundle.make(copy, finished.folders, finished.plans_id, (0,), finished.made.contract)
+    opened = bundle.load(copy)
+    checkpoint = copy / "fold_0" / bundle.CHECKPOINT
+    checkpoint.write_bytes(b"\0" + checkpoint.read_bytes()[1:])
+    with pytest.raises(IntegrityError):
+        Predictor(opened, "cpu")
