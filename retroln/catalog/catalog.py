@@ -1,0 +1,37 @@
+"""The catalog: what exists, what was done, what is left. Every step asks it, none keeps its own list."""
+
+from __future__ import annotations
+
+from retroln.catalog.database import Database, open_database
+from retroln.catalog.predictions import PredictionQueries
+from retroln.catalog.preparation import PreparationQueries
+from retroln.catalog.runs import RunQueries
+from retroln.catalog.scans import ScanQueries
+
+
+class Catalog(RunQueries, ScanQueries, PreparationQueries, PredictionQueries):
+    """All queries over one database; safe to share between threads, one per process.
+
+    Each method is one transaction and returns frozen records. Besides the errors it names, every
+    method may raise `UnavailableError` (the database does not answer) and `ConflictError`.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    @classmethod
+    def open(cls, url: str) -> Catalog:
+        """Open (and create, and migrate to head) the catalog at a SQLite or PostgreSQL URL.
+
+        The folder of a SQLite file is made. Errors: see `database.open_database`.
+        """
+        return cls(open_database(url))
+
+    @property
+    def database(self) -> Database:
+        """The connection, for maintenance."""
+        return self._database
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._database.close()

@@ -1,0 +1,281 @@
+"""The catalog's tables. What may never change is kept by triggers (migrations), not by good will."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    CheckConstraint,
+    DateTime,
+    Dialect,
+    ForeignKey,
+    Index,
+    MetaData,
+    String,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+NAMES = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_name)s",
+    "pk": "pk_%(table_name)s",
+}
+NOT_SUPERSEDED = text("state <> 'superseded'")
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """A moment in UTC, timezone-aware in Python whatever the database keeps."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """To UTC; a naive moment is a bug."""
+        if value is not None and value.tzinfo is None:
+            raise ValueError("a moment in the catalog needs a time zone")
+        return value.astimezone(UTC) if value else None
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """From the database, where SQLite drops the zone."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+def utc_now() -> datetime:
+    """This moment, timezone-aware."""
+    return datetime.now(UTC)
+
+
+class Base(DeclarativeBase):
+    """Base of every table."""
+
+    metadata = MetaData(naming_convention=NAMES)
+    type_annotation_map = {  # noqa: RUF012
+        dict[str, Any]: JSON(none_as_null=True),
+        list[Any]: JSON(none_as_null=True),
+        datetime: UtcDateTime(),
+        str: String(),
+    }
+
+
+class Run(Base):
+    """One pass of a flow or a command, with its accounting."""
+
+    __tablename__ = "runs"
+    __table_args__ = (
+        CheckConstraint("n_in = n_done + n_skipped + n_quarantined + n_failed", name="balanced"),
+        Index("ix_runs_external_id", "external_id"),
+    )
+    id: Mapped[int] = mapped_column(primary_key=True)
+    flow: Mapped[str]
+    external_id: Mapped[str | None]
+    parameters: Mapped[dict[str, Any]]
+    state: Mapped[str]
+    started_at: Mapped[datetime] = mapped_column(default=utc_now)
+    finished_at: Mapped[datetime | None]
+    n_in: Mapped[int | None]
+    n_done: Mapped[int | None]
+    n_skipped: Mapped[int | None]
+    n_quarantined: Mapped[int | None]
+    n_failed: Mapped[int | None]
+
+
+class Scan(Base):
+    """One revision of a case: what was delivered and where it stands."""
+
+    __tablename__ = "scans"
+    __table_args__ = (
+        UniqueConstraint("case_id", "revision"),
+        CheckConstraint("revision >= 1", name="revision"),
+        CheckConstraint(
+            "state IN ('ingested', 'prepared', 'quarantined', 'failed', 'requeued', 'superseded')",
+            name="state",
+        ),
+        CheckConstraint("state NOT IN ('ingested', 'prepared') OR ct_key IS NOT NULL", name="ct"),
+        CheckConstraint("state NOT IN ('quarantined', 'failed') OR reason IS NOT NULL", name="reason"),
+        Index(
+            "uq_scans_current",
+            "case_id",
+            unique=True,
+            sqlite_where=NOT_SUPERSEDED,
+            postgresql_where=NOT_SUPERSEDED,
+        ),
+        Index("ix_scans_waiting", "state", "id"),
+        Index("ix_scans_predicted", "state", "predicted_version", "id"),
+        Index("ix_scans_patient_id", "patient_id"),
+    )
+    id: Mapped[int] = mapped_column(primary_key=True)
+    case_id: Mapped[str]
+    patient_id: Mapped[str]
+    revision: Mapped[int]
+    source_uri: Mapped[dict[str, Any]]
+    source_fingerprint: Mapped[str]
+    source_sha256: Mapped[str | None]
+    label_ids: Mapped[str]
+    ct_key: Mapped[str | None]
+    vertebrae_key: Mapped[str | None]
+    mask_key: Mapped[str | None]
+    shape: Mapped[list[Any] | None]
+    affine: Mapped[list[Any] | None]
+    source_shape: Mapped[list[Any] | None]
+    source_affine: Mapped[list[Any] | None]
+    orientation: Mapped[str | None]
+    state: Mapped[str]
+    reason: Mapped[str | None]
+    detail: Mapped[str | None] = mapped_column(Text)
+    predicted_version: Mapped[int] = mapped_column(default=0, server_default=text("0"))
+    created_at: Mapped[datetime] = mapped_column(default=utc_now)
+    updated_at: Mapped[datetime] = mapped_column(default=utc_now, onupdate=utc_now)
+
+
+class Landmarks(Base):
+    """The vertebrae of a prepared scan and how far they can be trusted."""
+
+    __tablename__ = "landmarks"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    scan_id: Mapped[int] = mapped_column(ForeignKey("scans.id"), unique=True)
+    source: Mapped[str]
+    label_ids: Mapped[str]
+    rung: Mapped[str]
+    anchored: Mapped[bool]
+    truncated: Mapped[list[Any]]
+    findings: Mapped[list[Any]]
+    levels: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime] = mapped_column(default=utc_now)
+
+
+class Roi(Base):
+    """The region of a prepared scan, in voxels of the RAS+ array."""
+
+    __tablename__ = "rois"
+    __table_args__ = (CheckConstraint("containment BETWEEN 0 AND 1", name="containment"),)
+    id: Mapped[int] = mapped_column(primary_key=True)
+    scan_id: Mapped[int] = mapped_column(ForeignKey("scans.id"), unique=True)
+    start: Mapped[list[Any]]
+    stop: Mapped[list[Any]]
+    clamped_sides: Mapped[list[Any]]
+    containment: Mapped[float | None]
+    document: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime] = mapped_column(default=utc_now)
+
+
+class Crop(Base):
+    """The stored crop of a prepared scan."""
+
+    __tablename__ = "crops"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    scan_id: Mapped[int] = mapped_column(ForeignKey("scans.id"), unique=True)
+    ct_key: Mapped[str]
+    ct_sha256: Mapped[str]
+    mask_key: Mapped[str | None]
+    mask_sha256: Mapped[str | None]
+    roi_key: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(default=utc_now)
+
+
+class Dataset(Base):
+    """A frozen choice of labelled crops, named by the hash of its content."""
+
+    __tablename__ = "datasets"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    version: Mapped[str] = mapped_column(unique=True)
+    manifest_key: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(default=utc_now)
+
+
+class DatasetMember(Base):
+    """One scan in one dataset version."""
+
+    __tablename__ = "dataset_members"
+    __table_args__ = (
+        CheckConstraint("role IN ('train', 'test')", name="role"),
+        CheckConstraint("role = 'train' OR fold IS NULL", name="fold"),
+        Index("ix_dataset_members_patient", "dataset_id", "patient_id", "role"),
+        Index("ix_dataset_members_role", "role", "patient_id"),
+        Index("ix_dataset_members_scan_id", "scan_id"),
+    )
+    dataset_id: Mapped[int] = mapped_column(ForeignKey("datasets.id"), primary_key=True)
+    scan_id: Mapped[int] = mapped_column(ForeignKey("scans.id"), primary_key=True)
+    case_id: Mapped[str]
+    patient_id: Mapped[str]
+    role: Mapped[str]
+    fold: Mapped[int | None]
+
+
+class CaseEvent(Base):
+    """One transition of one scan; append-only."""
+
+    __tablename__ = "case_events"
+    __table_args__ = (Index("ix_case_events_case_id", "case_id", "id"),)
+    id: Mapped[int] = mapped_column(primary_key=True)
+    case_id: Mapped[str]
+    scan_id: Mapped[int] = mapped_column(ForeignKey("scans.id"))
+    run_id: Mapped[int | None] = mapped_column(ForeignKey("runs.id"))
+    from_state: Mapped[str | None]
+    to_state: Mapped[str]
+    reason: Mapped[str | None]
+    detail: Mapped[str | None] = mapped_column(Text)
+    at: Mapped[datetime] = mapped_column(default=utc_now)
+
+
+class ModelAudit(Base):
+    """One decision about a model version, and who took it; append-only."""
+
+    __tablename__ = "model_audit"
+    __table_args__ = (Index("ix_model_audit_model_name", "model_name", "id"),)
+    id: Mapped[int] = mapped_column(primary_key=True)
+    action: Mapped[str]
+    model_name: Mapped[str]
+    version: Mapped[int]
+    previous_version: Mapped[int | None]
+    reviewer: Mapped[str]
+    comment: Mapped[str] = mapped_column(Text)
+    gate: Mapped[dict[str, Any]]
+    at: Mapped[datetime] = mapped_column(default=utc_now)
+
+
+class Prediction(Base):
+    """What one model version found in one scan."""
+
+    __tablename__ = "predictions"
+    __table_args__ = (UniqueConstraint("scan_id", "model_name", "version"),)
+    id: Mapped[int] = mapped_column(primary_key=True)
+    scan_id: Mapped[int] = mapped_column(ForeignKey("scans.id"))
+    run_id: Mapped[int | None] = mapped_column(ForeignKey("runs.id"))
+    model_name: Mapped[str]
+    version: Mapped[int]
+    label_key: Mapped[str]
+    page_key: Mapped[str | None]
+    sha256: Mapped[str | None]
+    n_nodes: Mapped[int]
+    created_at: Mapped[datetime] = mapped_column(default=utc_now)
+
+
+class Node(Base):
+    """One lymph node of one prediction; lengths in mm, world frame RAS+."""
+
+    __tablename__ = "nodes"
+    __table_args__ = (
+        UniqueConstraint("prediction_id", "label"),
+        CheckConstraint("recist IN ('normal', 'non_target', 'target')", name="recist"),
+    )
+    id: Mapped[int] = mapped_column(primary_key=True)
+    prediction_id: Mapped[int] = mapped_column(ForeignKey("predictions.id"))
+    label: Mapped[int]
+    volume_mm3: Mapped[float]
+    short_axis_mm: Mapped[float]
+    long_axis_mm: Mapped[float]
+    centroid_world_mm: Mapped[list[Any]]
+    recist: Mapped[str]
+    stratum: Mapped[str | None]
+    station: Mapped[str | None]
+    level: Mapped[str | None]

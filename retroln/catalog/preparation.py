@@ -1,0 +1,166 @@
+"""Catalog, part crops and datasets: what prepare made and what training froze."""
+
+from __future__ import annotations
+
+from sqlalchemy import delete, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from retroln.catalog.database import Database
+from retroln.catalog.models import Crop, Dataset, DatasetMember, Landmarks, Roi, Scan
+from retroln.catalog.records import (
+    CropDraft,
+    CropRecord,
+    DatasetDraft,
+    DatasetRecord,
+    LandmarksDraft,
+    LandmarksRecord,
+    MemberDraft,
+    RoiDraft,
+    ScanRecord,
+    record_of,
+)
+from retroln.catalog.scans import move, scan_record, scan_row
+from retroln.catalog.states import ScanState
+from retroln.errors import ConflictError, NotFoundError
+
+
+class PreparationQueries:
+    """Landmarks, regions, crops and dataset versions; each method is one transaction."""
+
+    _database: Database
+
+    def record_prepared(
+        self, scan_id: int, landmarks: LandmarksDraft, roi: RoiDraft, crop: CropDraft, run_id: int | None
+    ) -> None:
+        """Record what prepare found and stored; the scan becomes `prepared`, all or nothing.
+
+        Saying the same again is no error, so a step whose answer got lost may be repeated.
+
+        Raises:
+            ConflictError: the scan was superseded or quarantined meanwhile.
+        """
+        with self._database.writing() as session:
+            scan = scan_row(session, scan_id, lock=True)
+            stored = session.scalars(select(Crop).where(Crop.scan_id == scan_id)).first()
+            if scan.state == ScanState.PREPARED and stored and stored.ct_sha256 == crop.ct_sha256:
+                return
+            move(session, scan, ScanState.PREPARED, run_id)
+            for table in (Landmarks, Roi, Crop):
+                session.execute(delete(table).where(table.scan_id == scan_id))
+            found = {
+                **vars(landmarks),
+                "truncated": [*landmarks.truncated],
+                "findings": [*landmarks.findings],
+            }
+            session.add_all(
+                [
+                    Landmarks(scan_id=scan_id, **found),
+                    Roi(scan_id=scan_id, **{**vars(roi), "clamped_sides": [*roi.clamped_sides]}),
+                    Crop(scan_id=scan_id, **vars(crop)),
+                ]
+            )
+
+    def crop_of(self, scan_id: int) -> CropRecord:
+        """The scan's crop and region. Raises `NotFoundError` before prepare."""
+        with self._database.reading() as session:
+            if found := crop_or_none(session, scan_id):
+                return found
+        raise NotFoundError(f"scan {scan_id} has no crop", fix="run `retroln prepare`")
+
+    def landmarks_of(self, scan_id: int) -> LandmarksRecord:
+        """The scan's landmarks. Raises `NotFoundError` before prepare."""
+        with self._database.reading() as session:
+            if found := landmarks_or_none(session, scan_id):
+                return found
+        raise NotFoundError(f"scan {scan_id} has no landmarks", fix="run `retroln prepare`")
+
+    def labelled_prepared(self) -> list[tuple[ScanRecord, CropRecord]]:
+        """Prepared scans whose crop has a node mask, in case order."""
+        statement = (
+            select(Scan, Crop, Roi)
+            .join(Crop, Crop.scan_id == Scan.id)
+            .join(Roi, Roi.scan_id == Scan.id)
+            .where(Scan.state == ScanState.PREPARED, Crop.mask_key.is_not(None))
+        )
+        with self._database.reading() as session:
+            rows = session.execute(statement).tuples()
+            pairs = [(scan_record(scan), _crop_record(crop, roi)) for scan, crop, roi in rows]
+        return sorted(pairs, key=lambda pair: pair[0].case_id)
+
+    def add_dataset(self, draft: DatasetDraft) -> DatasetRecord:
+        """Store a dataset version once; the same version again returns what is stored.
+
+        Raises:
+            ConflictError: a patient would be in training and test at once, or the stored version has
+                other members.
+        """
+        _require_patients_apart(draft)
+        try:
+            self._insert_dataset(draft)
+        except ConflictError as error:  # another run stored this version between look and insert
+            if not isinstance(error.__cause__, IntegrityError):
+                raise
+        stored = self.dataset(draft.version)
+        if set(stored.members) != set(draft.members):
+            raise ConflictError(f"dataset {draft.version} exists with other members")
+        return stored
+
+    def dataset(self, version: str) -> DatasetRecord:
+        """A dataset version with its members. Raises `NotFoundError`."""
+        with self._database.reading() as session:
+            row = session.scalars(select(Dataset).where(Dataset.version == version)).first()
+            if row is None:
+                raise NotFoundError(f"no dataset {version} in the catalog")
+            chosen = select(DatasetMember).where(DatasetMember.dataset_id == row.id)
+            members = session.scalars(chosen.order_by(DatasetMember.case_id, DatasetMember.scan_id))
+            listed = tuple(record_of(MemberDraft, member) for member in members)
+            return record_of(DatasetRecord, row, dataset_id=row.id, members=listed)
+
+    def train_patients(self) -> frozenset[str]:
+        """Patients that any dataset version ever trained on."""
+        return self._patients("train")
+
+    def test_patients(self) -> frozenset[str]:
+        """Patients that any dataset version ever locked away for testing."""
+        return self._patients("test")
+
+    def _patients(self, role: str) -> frozenset[str]:
+        statement = select(DatasetMember.patient_id).where(DatasetMember.role == role).distinct()
+        with self._database.reading() as session:
+            return frozenset(session.scalars(statement))
+
+    def _insert_dataset(self, draft: DatasetDraft) -> None:
+        with self._database.writing() as session:
+            if session.scalars(select(Dataset.id).where(Dataset.version == draft.version)).first():
+                return
+            row = Dataset(version=draft.version, manifest_key=draft.manifest_key)
+            session.add(row)
+            session.flush()
+            session.add_all(DatasetMember(dataset_id=row.id, **vars(member)) for member in draft.members)
+
+
+def crop_or_none(session: Session, scan_id: int) -> CropRecord | None:
+    """The scan's crop and region, if it has been prepared."""
+    joined = select(Crop, Roi).join(Roi, Roi.scan_id == Crop.scan_id).where(Crop.scan_id == scan_id)
+    row = session.execute(joined).tuples().first()
+    return _crop_record(*row) if row else None
+
+
+def landmarks_or_none(session: Session, scan_id: int) -> LandmarksRecord | None:
+    """The scan's landmarks, if it has been prepared."""
+    row = session.scalars(select(Landmarks).where(Landmarks.scan_id == scan_id)).first()
+    return record_of(LandmarksRecord, row) if row else None
+
+
+def _crop_record(crop: Crop, roi: Roi) -> CropRecord:
+    return record_of(CropRecord, crop, roi, roi=roi.document)
+
+
+def _require_patients_apart(draft: DatasetDraft) -> None:
+    patients = {
+        role: {member.patient_id for member in draft.members if member.role == role}
+        for role in ("train", "test")
+    }
+    if both := patients["train"] & patients["test"]:
+        raise ConflictError("patients in training and test at once", got=", ".join(sorted(both)[:10]))

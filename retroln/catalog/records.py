@@ -1,0 +1,296 @@
+"""What goes into the catalog (drafts) and comes out of it (records): frozen, free of SQLAlchemy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from datetime import datetime
+from typing import Any, TypeVar
+
+from retroln.catalog.states import ScanState
+
+Record = TypeVar("Record")
+Shape = tuple[int, int, int]
+Affine = Sequence[Sequence[float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanDraft:
+    """A delivered case as ingest found it; without `ct_key` nothing of it was stored.
+
+    Attributes:
+        source_uri: key of each delivered part, by part name ("ct", "vertebrae", "mask").
+        source_fingerprint: cheap mark of the delivered objects; equal means unchanged.
+        source_sha256: hash over the bytes of all parts, None when they were not read.
+        shape, affine: of the stored RAS+ array; `source_*` and `orientation` as delivered.
+    """
+
+    case_id: str
+    patient_id: str
+    source_uri: dict[str, str]
+    source_fingerprint: str
+    source_sha256: str | None = None
+    label_ids: str = "totalseg-v2"
+    ct_key: str | None = None
+    vertebrae_key: str | None = None
+    mask_key: str | None = None
+    shape: Shape | None = None
+    affine: Affine | None = None
+    source_shape: Shape | None = None
+    source_affine: Affine | None = None
+    orientation: str | None = None
+    state: ScanState = ScanState.INGESTED
+    reason: str | None = None
+    detail: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanRecord:
+    """One revision of a case; fields as in `ScanDraft`.
+
+    Attributes:
+        predicted_version: model version whose results are current, 0 for none.
+    """
+
+    scan_id: int
+    case_id: str
+    patient_id: str
+    revision: int
+    source_uri: dict[str, str]
+    source_fingerprint: str
+    source_sha256: str
+    label_ids: Any
+    ct_key: str | None
+    vertebrae_key: str | None
+    mask_key: str | None
+    shape: Shape
+    affine: Affine
+    source_shape: Shape
+    source_affine: Affine
+    orientation: str | None
+    state: ScanState
+    reason: str | None
+    detail: str | None
+    predicted_version: int
+    created_at: datetime
+    updated_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class LandmarksDraft:
+    """The vertebrae of a scan.
+
+    Attributes:
+        source: where the labels came from ("provided", "totalsegmentator ...").
+        rung: step of the L2 ladder that gave the reference.
+        levels: facts of each level (volume, centroid, ...) by level name.
+    """
+
+    source: str
+    label_ids: str
+    rung: str
+    anchored: bool
+    truncated: Sequence[str]
+    findings: Sequence[str]
+    levels: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoiDraft:
+    """The region in RAS+ voxels, `stop` exclusive, and its document as written to `<id>_roi.json`.
+
+    Attributes:
+        containment: share (0..1) of the labelled node voxels inside; None without a mask.
+    """
+
+    start: Shape
+    stop: Shape
+    clamped_sides: Sequence[str]
+    document: dict[str, Any]
+    containment: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CropDraft:
+    """Keys and hashes of a stored crop."""
+
+    ct_key: str
+    ct_sha256: str
+    roi_key: str
+    mask_key: str | None = None
+    mask_sha256: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CropRecord:
+    """A stored crop with its region; `roi` is the region's document."""
+
+    scan_id: int
+    ct_key: str
+    ct_sha256: str
+    mask_key: str | None
+    mask_sha256: str | None
+    roi_key: str
+    start: Shape
+    stop: Shape
+    clamped_sides: tuple[str, ...]
+    containment: float | None
+    roi: dict[str, Any]
+    created_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class LandmarksRecord:
+    """Stored landmarks; fields as in `LandmarksDraft`."""
+
+    scan_id: int
+    source: str
+    label_ids: str
+    rung: str
+    anchored: bool
+    truncated: tuple[str, ...]
+    findings: tuple[str, ...]
+    levels: dict[str, Any]
+    created_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemberDraft:
+    """One scan of a dataset version; `role` is "train" or "test", `fold` only for "train"."""
+
+    scan_id: int
+    patient_id: str
+    case_id: str
+    role: str
+    fold: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetDraft:
+    """A dataset version, named by the hash of its content."""
+
+    version: str
+    manifest_key: str
+    members: tuple[MemberDraft, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetRecord:
+    """A stored dataset version with its members in case order."""
+
+    dataset_id: int
+    version: str
+    manifest_key: str
+    members: tuple[MemberDraft, ...]
+    created_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """One pass of a flow or command; counts are None until it finished."""
+
+    run_id: int
+    flow: str
+    external_id: str | None
+    parameters: dict[str, Any]
+    state: str
+    started_at: datetime
+    finished_at: datetime | None
+    n_in: int | None
+    n_done: int | None
+    n_skipped: int | None
+    n_quarantined: int | None
+    n_failed: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EventRecord:
+    """One transition of a scan."""
+
+    event_id: int
+    case_id: str
+    scan_id: int
+    run_id: int | None
+    from_state: str | None
+    to_state: str
+    reason: str | None
+    detail: str | None
+    at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditRecord:
+    """One decision about a model version."""
+
+    audit_id: int
+    action: str
+    model_name: str
+    version: int
+    previous_version: int | None
+    reviewer: str
+    comment: str
+    gate: dict[str, Any]
+    at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeRecord:
+    """One lymph node of a prediction."""
+
+    node_id: int
+    prediction_id: int
+    label: int
+    volume_mm3: float
+    short_axis_mm: float
+    long_axis_mm: float
+    centroid_world_mm: tuple[float, float, float]
+    recist: str
+    stratum: str | None
+    station: str | None
+    level: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictionRecord:
+    """What one model version found in one scan."""
+
+    prediction_id: int
+    scan_id: int
+    run_id: int | None
+    model_name: str
+    version: int
+    label_key: str
+    page_key: str | None
+    sha256: str | None
+    n_nodes: int
+    created_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseHistory:
+    """Everything known about a case, oldest first; landmarks and crop of the current revision."""
+
+    case_id: str
+    scans: tuple[ScanRecord, ...]
+    events: tuple[EventRecord, ...]
+    landmarks: LandmarksRecord | None
+    crop: CropRecord | None
+    predictions: tuple[PredictionRecord, ...]
+    nodes: tuple[NodeRecord, ...]
+    datasets: tuple[str, ...]
+
+
+def record_of(kind: type[Record], *rows: Any, **named: Any) -> Record:
+    """A record filled from `named`, else from the first row that has the field; lists become tuples."""
+    values = {field.name: named.get(field.name, _MISSING) for field in fields(kind)}  # type: ignore[arg-type]
+    for name, given in values.items():
+        if given is _MISSING:
+            values[name] = next(getattr(row, name) for row in rows if hasattr(row, name))
+    return kind(**{name: _frozen(value) for name, value in values.items()})
+
+
+_MISSING: Any = object()
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value

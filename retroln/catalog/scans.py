@@ -1,0 +1,199 @@
+"""Catalog, part scans: what exists, in which state, and every way from one state to the next."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Select, func, select
+from sqlalchemy.orm import Session
+
+from retroln.catalog.database import Database
+from retroln.catalog.models import CaseEvent, Crop, Scan
+from retroln.catalog.records import ScanDraft, ScanRecord, record_of
+from retroln.catalog.states import FIRST_STATES, ScanState, require_transition, state_after_requeue
+from retroln.errors import ConflictError, NotFoundError
+
+_MAX_DETAIL = 4000
+
+
+class ScanQueries:
+    """Scans and their transitions; each method is one transaction."""
+
+    _database: Database
+
+    def current_scan(self, case_id: str) -> ScanRecord | None:
+        """The case's revision that is not superseded, None for an unknown case."""
+        with self._database.reading() as session:
+            row = session.scalars(_current(case_id)).first()
+            return scan_record(row) if row else None
+
+    def scan(self, scan_id: int) -> ScanRecord:
+        """One revision by id. Raises `NotFoundError`."""
+        with self._database.reading() as session:
+            return scan_record(scan_row(session, scan_id))
+
+    def scans(
+        self,
+        state: ScanState | None = None,
+        *,
+        patient_id: str | None = None,
+        limit: int | None = None,
+        after_id: int = 0,
+    ) -> list[ScanRecord]:
+        """Scans in id order, current revisions only unless `state` asks for superseded ones."""
+        chosen = Scan.state == state if state else Scan.state != ScanState.SUPERSEDED
+        statement = select(Scan).where(chosen, Scan.id > after_id).order_by(Scan.id).limit(limit)
+        if patient_id is not None:
+            statement = statement.where(Scan.patient_id == patient_id)
+        return self._records(statement)
+
+    def count_by_state(self) -> dict[ScanState, int]:
+        """How many scans are in each state, every state listed."""
+        with self._database.reading() as session:
+            found = session.execute(select(Scan.state, func.count()).group_by(Scan.state)).tuples()
+            return dict.fromkeys(ScanState, 0) | {ScanState(state): count for state, count in found}
+
+    def add_scan(self, draft: ScanDraft, run_id: int | None) -> ScanRecord:
+        """Record a delivered case: its first revision, or the next one, which supersedes the present.
+
+        Raises:
+            ConflictError: the draft's state is no first state, or another run added the case meanwhile.
+        """
+        if draft.state not in FIRST_STATES:
+            raise ConflictError(f"a scan cannot begin as {draft.state}", file=draft.case_id)
+        with self._database.writing() as session:
+            current = session.scalars(_current(draft.case_id).with_for_update()).first()
+            if current is not None:
+                move(session, current, ScanState.SUPERSEDED, run_id, reason="new_revision")
+                session.flush()
+            row = _row_of(draft, revision=current.revision + 1 if current else 1)
+            session.add(row)
+            session.flush()
+            _note(session, row, None, run_id)
+            return scan_record(row)
+
+    def touch_fingerprint(self, scan_id: int, fingerprint: str) -> None:
+        """Remember that unchanged bytes now carry another fingerprint."""
+        with self._database.writing() as session:
+            scan_row(session, scan_id, lock=True).source_fingerprint = fingerprint
+
+    def quarantine(self, scan_id: int, reason: str, detail: str, run_id: int | None) -> ScanRecord:
+        """Hold a scan back for a person. Raises `ConflictError` if it was superseded meanwhile."""
+        return self._hold(scan_id, ScanState.QUARANTINED, reason, detail, run_id)
+
+    def fail(self, scan_id: int, reason: str, detail: str, run_id: int | None) -> ScanRecord:
+        """Record that processing broke. Raises `ConflictError` if the state forbids it."""
+        return self._hold(scan_id, ScanState.FAILED, reason, detail, run_id)
+
+    def requeue(self, case_id: str) -> ScanRecord:
+        """Release a quarantined or failed case to the step that held it.
+
+        A case of which nothing is stored becomes `requeued` and loses its fingerprint, so ingest
+        takes it again although its bytes are the same.
+
+        Raises:
+            NotFoundError: no such case.
+            ConflictError: the case is not held back.
+        """
+        with self._database.writing() as session:
+            row = session.scalars(_current(case_id).with_for_update()).first()
+            if row is None:
+                raise NotFoundError(f"no case {case_id} in the catalog", fix="look at `retroln status`")
+            if row.state not in (ScanState.QUARANTINED, ScanState.FAILED):
+                raise ConflictError(
+                    f"case {case_id} is not held back", expected="quarantined or failed", got=row.state
+                )
+            has_crop = session.scalars(select(Crop.id).where(Crop.scan_id == row.id)).first() is not None
+            after = state_after_requeue(has_ct=row.ct_key is not None, has_crop=has_crop)
+            move(session, row, after, None)
+            if after is ScanState.REQUEUED:
+                row.source_fingerprint = ""
+            session.flush()
+            return scan_record(row)
+
+    def scans_to_prepare(self, limit: int | None = None) -> list[ScanRecord]:
+        """Ingested scans, oldest first."""
+        return self._records(to_prepare(limit))
+
+    def _records(self, statement: Select[tuple[Scan]]) -> list[ScanRecord]:
+        with self._database.reading() as session:
+            return [scan_record(row) for row in session.scalars(statement)]
+
+    def _hold(
+        self, scan_id: int, state: ScanState, reason: str, detail: str, run_id: int | None
+    ) -> ScanRecord:
+        with self._database.writing() as session:
+            row = scan_row(session, scan_id, lock=True)
+            move(session, row, state, run_id, reason=reason, detail=detail)
+            session.flush()
+            return scan_record(row)
+
+
+def to_prepare(limit: int | None = None) -> Select[tuple[Scan]]:
+    """What prepare has left; reads the index ix_scans_waiting alone."""
+    return select(Scan).where(Scan.state == ScanState.INGESTED).order_by(Scan.id).limit(limit)
+
+
+def scan_record(row: Scan) -> ScanRecord:
+    """The row as a frozen record."""
+    return record_of(ScanRecord, row, scan_id=row.id, state=ScanState(row.state))
+
+
+def scan_row(session: Session, scan_id: int, *, lock: bool = False) -> Scan:
+    """The row by id, locked until the transaction ends on request. Raises `NotFoundError`."""
+    row = session.get(Scan, scan_id, with_for_update=lock)
+    if row is None:
+        raise NotFoundError(f"no scan {scan_id} in the catalog")
+    return row
+
+
+def move(
+    session: Session,
+    row: Scan,
+    after: ScanState,
+    run_id: int | None,
+    *,
+    reason: str | None = None,
+    detail: str | None = None,
+) -> None:
+    """Take a locked row to another state and write the event; `ConflictError` if forbidden."""
+    before = ScanState(row.state)
+    require_transition(row.case_id, before, after)
+    row.state = after
+    if after is not ScanState.SUPERSEDED:  # a superseded row keeps why it was held back
+        row.reason, row.detail = reason, _clean(detail)
+    _note(session, row, before, run_id, reason=reason, detail=detail)
+
+
+def _note(
+    session: Session,
+    row: Scan,
+    before: ScanState | None,
+    run_id: int | None,
+    **why: str | None,
+) -> None:
+    session.add(
+        CaseEvent(
+            case_id=row.case_id,
+            scan_id=row.id,
+            run_id=run_id,
+            from_state=before,
+            to_state=row.state,
+            reason=why.get("reason", row.reason),
+            detail=_clean(why.get("detail", row.detail)),
+        )
+    )
+
+
+def _row_of(draft: ScanDraft, revision: int) -> Scan:
+    values: dict[str, Any] = {**vars(draft), "detail": _clean(draft.detail)}
+    return Scan(**values, revision=revision)
+
+
+def _clean(detail: str | None) -> str | None:
+    """PostgreSQL keeps no NUL characters; a message need not be longer than a page."""
+    return detail.replace("\x00", "")[:_MAX_DETAIL] if detail is not None else None
+
+
+def _current(case_id: str) -> Select[tuple[Scan]]:
+    return select(Scan).where(Scan.case_id == case_id, Scan.state != ScanState.SUPERSEDED)
