@@ -1,0 +1,270 @@
+"""NIfTI files in and out: decoded once, in the stored type, checked against their own header.
+
+A file is told by its content, not its name. Compression is gzip by libdeflate. Arrays come in Fortran
+order, as the file holds them; float64 is never made.
+"""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retroln.errors import InputError, NotFoundError
+from retroln.files import atomic_path
+from retroln.imaging.geometry import Grid
+from retroln.imaging.nifti_header import HEADER_BYTES, Layout, encode, parse
+from retroln.imaging.volume import Volume
+
+_GZIP = b"\x1f\x8b"
+_GZIP_LEVEL = 1
+_LARGEST_BYTES = 8 << 30
+_DEFLATE_MAX_RATIO = 1032  # zlib manual: no deflate stream expands more
+_LABEL_TOLERANCE = 1e-3
+_CHUNK_VOXELS = 1 << 22
+
+
+def read(path: Path) -> Volume:
+    """The volume of a .nii or .nii.gz file, RAS+ view over the decoded bytes.
+
+    Whole numbers keep their stored type unless the header scales them; then the result is float32, as
+    for float64 files. NaN is passed on (see `check_ct`).
+
+    Raises:
+        NotFoundError: no such file.
+        InputError: `truncated`, `size_mismatch`, `too_large`, `not_nifti`, `not_3d`,
+            `qform_sform_mismatch`.
+        GeometryError: `bad_affine`.
+    """
+    layout, stored = _load(path)
+    return Volume.from_source(_real_values(layout, stored), layout.grid)
+
+
+def read_grid(path: Path) -> Grid:
+    """Shape and affine as delivered, from the header alone. Raises as `read` does, but for the voxels."""
+    return parse(_head(path), path).grid
+
+
+def read_labels(path: Path) -> Volume:
+    """As `read`, for a label map: the values come back as whole numbers, stored as such or not.
+
+    Floats within 0.001 of a whole number are converted (uint8, uint16 or int32, the first that fits).
+
+    Raises:
+        InputError: `labels_not_integer`, and all that `read` raises.
+    """
+    layout, stored = _load(path)
+    if layout.scaled or layout.dtype.kind == "f":
+        values = _whole_numbers(stored, layout, path)
+    else:
+        values = _native(stored)
+    return Volume.from_source(values, layout.grid)
+
+
+def write(path: Path, array: NDArray[Any], grid: Grid) -> None:
+    """Write `array`, which lies on `grid` (any orientation), whole or not at all; the dtype is kept.
+
+    The header holds the grid and nothing else: no description, no extension. Bool becomes uint8.
+
+    Raises:
+        ValueError: shape, dtype or name (.nii, .nii.gz) that cannot be written.
+    """
+    if array.shape != grid.shape:
+        raise ValueError(f"array must be {grid.shape}, got {array.shape}")
+    if not path.name.endswith((".nii", ".nii.gz")):
+        raise ValueError(f"name must end in .nii or .nii.gz, got {path.name}")
+    voxels = _native(array.view(np.uint8) if array.dtype == bool else array)
+    header = encode(voxels.dtype, grid)
+    content = np.empty(len(header) + voxels.nbytes, np.uint8)
+    content[: len(header)] = np.frombuffer(header, np.uint8)
+    content[len(header) :].view(voxels.dtype).reshape(voxels.shape, order="F")[...] = voxels
+    with atomic_path(path) as partial:
+        partial.write_bytes(_compressed(content.data) if path.name.endswith(".gz") else content.data)
+
+
+def write_source(path: Path, volume: Volume) -> None:
+    """Write a volume in its delivered order and on its delivered grid."""
+    write(path, volume.to_source(), volume.source)
+
+
+def check_ct(volume: Volume, file: str | Path) -> None:
+    """Refuse what is surely no CT in Hounsfield units.
+
+    CT holds air (-1000), fat (-100) and soft tissue, so a volume is refused when it spans less than
+    300 HU (masks, values scaled to 0..1), or when nothing in it is negative though it holds values
+    between 1 and 199 (MR, 8-bit pictures, CT stored without its rescale). A CT reduced to bone on 0
+    has no such values and passes.
+
+    Raises:
+        InputError: `empty` (one value throughout), `not_finite` or `not_ct`.
+    """
+    array = volume.array
+    low, high = float(array.min()), float(array.max())
+    if not np.isfinite([low, high]).all():
+        raise _not_usable(file, "voxels hold NaN or infinity", "not_finite", "finite HU", f"{low} to {high}")
+    if low == high:
+        raise _not_usable(file, "every voxel holds the same value", "empty", "a scan", str(low))
+    dark = low >= 0 and bool(((array >= 1) & (array < 200)).any())
+    if high - low < 300 or dark:
+        raise _not_usable(
+            file, "not CT in Hounsfield units", "not_ct", "air near -1000, bone above 200", f"{low} to {high}"
+        )
+
+
+def _not_usable(file: str | Path, what: str, reason: str, expected: str, got: str) -> InputError:
+    fix = "deliver the CT in HU, not scaled or windowed, slope and intercept applied"
+    return InputError(what, reason=reason, file=file, expected=expected, got=got, fix=fix)
+
+
+def _load(path: Path) -> tuple[Layout, NDArray[Any]]:
+    """The layout and the stored values, delivered order, before any scaling."""
+    layout = parse(_head(path), path)
+    _require_possible_size(path, layout)
+    content = _content(path, layout)
+    voxels = np.frombuffer(content, layout.dtype, count=-1, offset=layout.offset)
+    return layout, voxels.reshape(layout.grid.shape, order="F")
+
+
+def _head(path: Path) -> bytes:
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(2 * HEADER_BYTES)
+            if start[:2] != _GZIP:
+                return start[:HEADER_BYTES]
+            start += stream.read(1 << 16)
+        return zlib.decompressobj(wbits=31).decompress(start, HEADER_BYTES)
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise NotFoundError("no such file", file=path, fix="check the path") from error
+    except zlib.error as error:
+        raise _damaged(path, str(error)) from error
+
+
+def _content(path: Path, layout: Layout) -> bytes | bytearray:
+    """All bytes of the image, exactly as many as the header announces."""
+    expected = layout.offset + layout.data_bytes
+    data = path.read_bytes()
+    content = _decompressed(data, expected, path) if data[:2] == _GZIP else data
+    if len(content) != expected:
+        raise _wrong_size(path, expected, len(content))
+    return content
+
+
+def _decompressed(data: bytes, expected: int, path: Path) -> bytes | bytearray:
+    """One libdeflate call when the gzip trailer confirms the size, else zlib up to one byte too many."""
+    import deflate
+
+    if int.from_bytes(data[-4:], "little") == expected:
+        try:
+            whole: bytearray = deflate.gzip_decompress(data)
+        except deflate.DeflateError as error:
+            raise _damaged(path, str(error)) from error
+        if len(whole) == expected:
+            return whole
+    return _decompress_members(data, expected, path)
+
+
+def _decompress_members(data: bytes, expected: int, path: Path) -> bytearray:
+    content = bytearray()
+    try:
+        while data[:2] == _GZIP and len(content) <= expected:
+            member = zlib.decompressobj(wbits=31)
+            content += member.decompress(data, expected + 1 - len(content))
+            if len(content) <= expected and not member.eof:
+                raise _damaged(path, f"the stream ends after {len(content)} of {expected} bytes")
+            data = member.unused_data
+    except zlib.error as error:
+        raise _damaged(path, str(error)) from error
+    return content
+
+
+def _require_possible_size(path: Path, layout: Layout) -> None:
+    """Before memory is taken: the size the header announces can be in this file and is sensible."""
+    if layout.data_bytes > _LARGEST_BYTES:
+        raise InputError(
+            "announces more voxels than any CT has",
+            reason="too_large",
+            file=path,
+            expected=f"at most {_LARGEST_BYTES >> 30} GiB",
+            got=f"shape {layout.grid.shape}",
+            fix="check the file's origin",
+        )
+    largest = path.stat().st_size * _DEFLATE_MAX_RATIO
+    if layout.data_bytes > largest:
+        raise _wrong_size(path, layout.data_bytes, largest)
+
+
+def _wrong_size(path: Path, expected: int, got: int) -> InputError:
+    short = got < expected
+    return InputError(
+        "voxels are missing at the end" if short else "holds more bytes than its header announces",
+        reason="truncated" if short else "size_mismatch",
+        file=path,
+        expected=f"{expected} bytes",
+        got=f"{'at most ' if short else 'at least '}{got}",
+        fix="copy or export the file again",
+    )
+
+
+def _damaged(path: Path, detail: str) -> InputError:
+    return InputError(
+        "gzip stream is cut or damaged",
+        reason="truncated",
+        file=path,
+        expected="a whole .nii.gz",
+        got=detail,
+        fix="copy or export the file again",
+    )
+
+
+def _native(array: NDArray[Any]) -> NDArray[Any]:
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
+def _real_values(layout: Layout, stored: NDArray[Any]) -> NDArray[Any]:
+    if layout.scaled:
+        values = stored.astype(np.float32)
+        values *= np.float32(layout.slope)
+        values += np.float32(layout.intercept)
+        return values
+    return stored.astype(np.float32) if layout.dtype.str[1:] == "f8" else _native(stored)
+
+
+def _whole_numbers(stored: NDArray[Any], layout: Layout, path: Path) -> NDArray[Any]:
+    """Rounded values of a scaled or floating label map; chunk by chunk, so that no float64 copy is made."""
+    flat = stored.ravel(order="F")
+    rounded = np.empty(flat.size, np.int32)
+    for start in range(0, flat.size, _CHUNK_VOXELS):
+        part = slice(start, start + _CHUNK_VOXELS)
+        real = flat[part] * layout.slope + layout.intercept if layout.scaled else flat[part]
+        nearest = np.rint(real)
+        wrong = ~(np.abs(real - nearest) <= _LABEL_TOLERANCE) | (np.abs(nearest) >= 2**31)
+        if wrong.any():
+            raise _not_integer(path, float(real[wrong][0]))
+        rounded[part] = nearest
+    kind = next(k for k in (np.uint8, np.uint16, np.int32) if _fits(rounded, k))
+    return rounded.astype(kind, copy=False).reshape(stored.shape, order="F")
+
+
+def _fits(values: NDArray[Any], kind: type[np.integer[Any]]) -> bool:
+    return bool(values.min() >= np.iinfo(kind).min and values.max() <= np.iinfo(kind).max)
+
+
+def _not_integer(path: Path, value: float) -> InputError:
+    return InputError(
+        "labels are not whole numbers",
+        reason="labels_not_integer",
+        file=path,
+        expected="0, 1, 2, ...",
+        got=f"{value:.6g}",
+        fix="write the label map as uint8, without intensity scaling",
+    )
+
+
+def _compressed(content: memoryview) -> bytes | bytearray:
+    import deflate
+
+    packed: bytearray = deflate.gzip_compress(content, _GZIP_LEVEL)
+    return packed
