@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
 _SQLITE = "sqlite:///"
 _CHATTY = ("mlflow", "alembic")
-_QUIET = ("MLFLOW_DISABLE_TELEMETRY", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT")
+_QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
 _WITHOUT_DELAY = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 
 
@@ -51,8 +55,8 @@ class Connection:
         Raises:
             MissingExtraError: MLflow is not installed.
         """
-        for name in _QUIET:
-            os.environ.setdefault(name, "true")
+        for name, value in _QUIET.items():
+            os.environ.setdefault(name, value)
         try:
             from mlflow import MlflowClient
         except ImportError as error:

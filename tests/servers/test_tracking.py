@@ -201,6 +201,22 @@ def test_the_stored_model_is_an_mlflow_pyfunc_with_signature_and_code(settings, 
     assert (local / "artifacts/bundle/contract.json").exists()
 
 
+def test_loading_the_stored_model_goes_through_the_bundles_own_check(settings, run, bundle, tmp_path):
+    pytest.importorskip("nnunetv2")
+    from mlflow.artifacts import download_artifacts
+
+    registry = MlflowRegistry.of(settings)
+    registry.register(bundle, run.run_id, {})
+    location = run.connection.client.get_model_version_download_uri(registry.name, "1")
+    local = download_artifacts(
+        artifact_uri=location, dst_path=str(tmp_path), tracking_uri=settings.mlflow_uri
+    )
+    from mlflow.pyfunc import load_model
+
+    with pytest.raises(NotFoundError, match="no model bundle"):
+        load_model(local)
+
+
 def test_tampered_bundles_are_refused(settings, run, bundle, tmp_path):
     registry = MlflowRegistry.of(settings)
     registry.register(bundle, run.run_id, {})
