@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from retroln.imaging.geometry import AxisMap, Grid, VoxelBox, axis_map
@@ -49,3 +50,19 @@ class Volume:
         """The voxels in `box` (RAS+ indices); the crop's own source grid is RAS+."""
         grid = box.grid(self.grid)
         return Volume(self.array[box.slices], grid, grid)
+
+
+def occupied_box(array: NDArray[Any]) -> VoxelBox | None:
+    """Smallest box that holds every non-zero voxel of a 3D array, or None if there is none.
+
+    The axis that varies slowest in memory is narrowed first, so a large label map is read once.
+    """
+    bounds: list[tuple[int, int]] = [(0, side) for side in array.shape]
+    for axis in sorted(range(3), key=lambda axis: -abs(array.strides[axis])):
+        inside = array[tuple(slice(lo, hi) for lo, hi in bounds)]
+        hit = np.flatnonzero(np.any(inside, axis=tuple(other for other in range(3) if other != axis)))
+        if not hit.size:
+            return None
+        bounds[axis] = int(hit[0]), int(hit[-1]) + 1
+    (a, b), (c, d), (e, f) = bounds
+    return VoxelBox((a, c, e), (b, d, f))
