@@ -37,7 +37,7 @@ class UserError(RetroLNError):
         named = {"expected": expected, "got": got, "fix": fix}
         parts = [f"{file}: {what}" if file else what]
         parts += [f"{name}: {value}" for name, value in named.items() if value]
-        super().__init__("; ".join(parts).replace("\n", " "))
+        super().__init__(" ".join("; ".join(parts).splitlines()))
 
     def __reduce__(self) -> tuple[object, ...]:
         """Survive the way back from a worker process with every field."""

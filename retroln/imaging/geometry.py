@@ -6,7 +6,7 @@ A grid is a shape and a 4x4 voxel-to-world affine for voxel CENTRES, as NIfTI de
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import product
+from itertools import permutations, product
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from retroln.errors import GeometryError
 
 Affine = NDArray[np.float64]
 SAME_GRID_TOLERANCE_MM = 0.1
+# 1.1 - 1.0 is more than 0.1 in floating point; exactly the tolerance is still the same grid.
+_ROUNDING_MM = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,38 +169,38 @@ def require_usable(affine: Affine, file: str | Path | None = None) -> None:
         )
 
 
-def require_same_grid(reference: Grid, other: Grid, *, what: str, file: str | Path | None = None) -> None:
+def require_same_grid(
+    reference: Grid, other: Grid, *, what: str, file: str | Path | None = None, reference_name: str = "the CT"
+) -> None:
     """Raise `GeometryError` unless shapes agree and no corner voxel lies over 0.1 mm apart."""
     if reference.shape != other.shape:
         raise GeometryError(
-            f"{what} has another shape than the CT",
+            f"{what} has another shape than {reference_name}",
             reason="grid_mismatch",
             file=file,
             expected=str(reference.shape),
             got=str(other.shape),
-            fix="resample it onto the CT's grid, or deliver the one made on this CT",
+            fix=f"resample it onto the grid of {reference_name}, or deliver the one made on it",
         )
     distance = reference.distance_mm(other)
-    if not distance <= SAME_GRID_TOLERANCE_MM:
+    if not distance <= SAME_GRID_TOLERANCE_MM + _ROUNDING_MM:
         raise GeometryError(
-            f"{what} does not lie on the CT",
+            f"{what} does not lie on {reference_name}",
             reason="grid_mismatch",
             file=file,
             expected=f"corner voxels within {SAME_GRID_TOLERANCE_MM} mm",
             got=f"{distance:.2f} mm apart",
-            fix="deliver the one made on this CT's grid",
+            fix=f"deliver the one made on the grid of {reference_name}",
         )
 
 
 def _closest_axes(affine: Affine) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-    """For each array axis the world axis it mostly follows (a permutation) and the sign."""
+    """For each array axis the world axis it mostly follows (a permutation) and the sign.
+
+    Of the six permutations the one whose direction cosines have the greatest product: never zero for
+    a usable affine, so every axis has a sign, sheared ones too.
+    """
     directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-    columns = np.full(3, -1)
-    remaining = np.abs(directions)
-    for _ in range(3):
-        world, axis = np.unravel_index(np.argmax(remaining), (3, 3))
-        columns[axis] = world
-        remaining[world, :] = -1
-        remaining[:, axis] = -1
-    signs = np.sign(directions[columns, np.arange(3)])
-    return columns.astype(np.intp), signs
+    cosines = {worlds: directions[list(worlds), [0, 1, 2]] for worlds in permutations(range(3))}
+    worlds = max(cosines, key=lambda candidate: float(np.abs(cosines[candidate].prod())))
+    return np.array(worlds, np.intp), np.sign(cosines[worlds])
