@@ -1,0 +1,79 @@
+"""`retroln measure`: one row per node of a label map."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+import click
+
+from retroln.settings import LabelScheme
+
+if TYPE_CHECKING:
+    from retroln.imaging.volume import Volume
+
+
+@click.command()
+@click.option(
+    "--labels", required=True, type=click.Path(path_type=Path), help="Node label map, .nii or .nii.gz."
+)
+@click.option(
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Ends in .csv: a table; else a JSON list.",
+)
+@click.option(
+    "--vertebrae",
+    type=click.Path(path_type=Path),
+    help="Vertebra label map, or folder of vertebrae_<LEVEL>.nii.gz, on the same grid: adds the level.",
+)
+@click.option(
+    "--organs",
+    type=click.Path(path_type=Path),
+    help="TotalSegmentator v2 `total` label map on the same grid: adds the station.",
+)
+@click.option(
+    "--label-ids",
+    type=click.Choice(get_args(LabelScheme)),
+    default="totalseg-v2",
+    show_default=True,
+    help="Scheme of the vertebra label map.",
+)
+@click.option(
+    "--instances", is_flag=True, help="The values already number the nodes; do not split by contact."
+)
+def measure(
+    labels: Path,
+    output: Path,
+    vertebrae: Path | None,
+    organs: Path | None,
+    label_ids: LabelScheme,
+    instances: bool,
+) -> None:
+    """Measure each node: volume, short and long axis, RECIST class, centroid, station, level."""
+    from retroln import files
+    from retroln.anatomy import nodes
+    from retroln.imaging import nifti
+
+    measured = nodes.measure(
+        nifti.read_labels(labels),
+        vertebrae=_read_vertebrae(vertebrae, label_ids),
+        organs=nifti.read_labels(organs) if organs else None,
+        instances=instances,
+    )
+    if output.suffix.lower() == ".csv":
+        files.write_bytes(output, nodes.to_csv(measured).encode())
+    else:
+        files.write_json(output, [node.to_dict() for node in measured])
+    click.echo(f"{len(measured)} nodes -> {output}")
+
+
+def _read_vertebrae(path: Path | None, scheme: LabelScheme) -> Volume | None:
+    from retroln.anatomy import vertebrae
+    from retroln.imaging.volume import Volume
+
+    if path is None:
+        return None
+    found = vertebrae.read(path, scheme)
+    return Volume(found.to_label_map(), found.grid, found.grid)
