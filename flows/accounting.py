@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from prefect import runtime
-from prefect.states import Completed, Failed, State
-from retroln.catalog.accounting import Accounting, CaseOutcome
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
 
+from retroln.catalog.accounting import Accounting, CaseOutcome
 from retroln.settings import Settings
 from retroln.steps.runs import Run
 from tasks.policy import show_accounting

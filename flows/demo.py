@@ -16,10 +16,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from retroln.catalog.accounting import Accounting, CaseOutcome
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from retroln.catalog.accounting import Accounting, CaseOutcome
 from retroln.errors import UserError
 from retroln.files import write_json
 from retroln.report.terminal import figure_table, stage_table
@@ -142,7 +142,7 @@ def _all_stages(settings: Settings, spec: TrainSpec) -> tuple[Stages, Any]:
 
     stages = {name: _run(name, run, settings) for name, run in _named(ingest, prepare)}
     with _progress("train", spec.epochs):
-        state = train(settings, spec, return_state=True)
+        state: Any = train(settings, spec, return_state=True)
     candidate = state.result()
     roles = len(candidate.dataset.members)
     stages["train"] = Accounting(roles, *((0, roles) if candidate.skipped else (roles, 0)), 0, 0)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from prefect import flow
-from prefect.states import State
-from retroln.catalog.accounting import Accounting
+from prefect.client.schemas.objects import State
 
 from flows.accounting import begin, finish, shards
+from retroln.catalog.accounting import Accounting
 from retroln.settings import Settings
 from retroln.steps import infer as step
 from tasks.stages import fetch_champion, infer_shard

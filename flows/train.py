@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from prefect import flow
-from prefect.states import State
-from retroln.catalog.accounting import CaseOutcome, Outcome
+from prefect.client.schemas.objects import State
 
 from flows.accounting import begin, finish
+from retroln.catalog.accounting import CaseOutcome, Outcome
 from retroln.settings import Settings, TrainSpec
 from retroln.steps.training import Candidate
 from tasks.stages import train_candidate

@@ -123,10 +123,10 @@ def _servers(settings: Settings) -> Iterator[Finding]:
         "catalog", shown, lambda: Catalog.open(settings.catalog_url).count_by_state(), "RETROLN_CATALOG_URL"
     )
     if _installed("mlflow"):
-        from retroln.tracking.registry import Registry
+        from retroln.tracking.registry import MlflowRegistry
 
         shown = settings.mlflow_uri.rsplit("@", 1)[-1]
-        yield _try("mlflow", shown, lambda: Registry.from_settings(settings).versions(), "RETROLN_MLFLOW_URI")
+        yield _try("mlflow", shown, lambda: MlflowRegistry.of(settings).versions(), "RETROLN_MLFLOW_URI")
 
 
 def _try(name: str, place: str, use: Callable[[], object], variable: str) -> Finding:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
+from retroln.settings import LabelScheme
+
+Device = Literal["auto", "cpu", "cuda"]
 _file = click.Path(exists=False, path_type=Path)
 
 
@@ -18,7 +22,9 @@ _file = click.Path(exists=False, path_type=Path)
     "--label-ids", type=click.Choice(["totalseg-v2", "totalseg-v1", "verse"]), default="totalseg-v2"
 )
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-def predict(ct: Path, vertebrae: Path, bundle: Path, output: Path, label_ids: str, device: str) -> None:
+def predict(
+    ct: Path, vertebrae: Path, bundle: Path, output: Path, label_ids: LabelScheme, device: Device
+) -> None:
     """Find nodes in one CT: crop referenced to L2, predict, paste back, write one label per node."""
     from retroln.steps.predict import predict_file
 

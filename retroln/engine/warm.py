@@ -22,6 +22,13 @@ def predictor_for(bundle_dir: Path, device: Device = "auto") -> Predictor:
     return _predictor(sealed.path, sealed.sha256, device)
 
 
+def device_name() -> str:
+    """What "auto" would use on this machine."""
+    import torch
+
+    return f"cuda ({torch.cuda.get_device_name()})" if torch.cuda.is_available() else "cpu (no GPU found)"
+
+
 @lru_cache(maxsize=2)
 def _predictor(path: Path, sha256: str, device: Device) -> Predictor:
     return Predictor(bundle.load(path, sha256), device)

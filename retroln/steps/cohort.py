@@ -63,7 +63,7 @@ def parts_of(entry: CaseEntry, source: ObjectStore) -> dict[str, tuple[ObjectInf
     Raises:
         InputError: `missing_object`, naming the key.
     """
-    parts = {"ct": (_stat(source, entry.ct),)}
+    parts: dict[str, tuple[ObjectInfo, ...]] = {"ct": (_stat(source, entry.ct),)}
     if entry.mask:
         parts["mask"] = (_stat(source, entry.mask),)
     if entry.vertebrae:

@@ -107,9 +107,9 @@ def infer_case(settings: Settings, model: Model, run_id: int, scan: ScanRecord) 
         base = f"predictions/{model.name}-v{model.version}/{scan.case_id}/{scan.source_sha256[:16]}/"
         sha256 = _store_labels(workspace, labels, crop, folder, base + "labels.nii.gz")
         rows = [node.to_dict() for node in measured]
-        workspace.store.put_bytes(base + "nodes.csv", _csv(rows).encode())
+        workspace.store.put_bytes(_csv(rows).encode(), base + "nodes.csv")
         page = _page(workspace, model, scan, crop, ct, labels, rows)
-        workspace.store.put_bytes(base + "page.html", page.encode())
+        workspace.store.put_bytes(page.encode(), base + "page.html")
     workspace.catalog.record_prediction(
         scan.scan_id,
         model_name=model.name,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle, islice
@@ -13,11 +14,12 @@ from tempfile import TemporaryDirectory
 from retroln.errors import ConflictError
 from retroln.imaging import nifti
 from retroln.imaging.phantom import PhantomSpec, make_phantom
+from retroln.imaging.phantom.spec import Phase
 from retroln.settings import Settings
 from retroln.storage.open import open_store
 
 _ORIENTATIONS = ("RAS", "LPS", "LAS", "PIR", "RPI", "ASL")
-_PHASES = ("portal", "native", "arterial")
+_PHASES: tuple[Phase, ...] = ("portal", "native", "arterial")
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,9 @@ def write_cohort(spec: CohortSpec, settings: Settings, processes: int = 2) -> No
     if spec.broken:
         store = open_store(settings.source_uri, settings)
         whole = store.get_bytes("PHANTOM-000/P000-CT1/ct.nii.gz")
-        _put_once(store.put_bytes, "PHANTOM-BROKEN/PBROKEN-CT1/ct.nii.gz", whole[: len(whole) // 2])
+        with suppress(ConflictError):
+            broken = "PHANTOM-BROKEN/PBROKEN-CT1/ct.nii.gz"
+            store.put_bytes(whole[: len(whole) // 2], broken, if_absent=True)
 
 
 def phantom_spec(spec: CohortSpec, number: int) -> PhantomSpec:
@@ -65,10 +69,3 @@ def _write_patient(spec: CohortSpec, settings: Settings, number: int) -> None:
             path = Path(folder) / f"{name}.nii.gz"
             nifti.write_source(path, volume)
             store.put_file(path, f"{base}{name}.nii.gz")
-
-
-def _put_once(put: object, key: str, data: bytes) -> None:
-    import contextlib
-
-    with contextlib.suppress(ConflictError):
-        put(key, data, if_absent=True)  # type: ignore[operator]

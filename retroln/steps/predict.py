@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -14,7 +15,13 @@ from retroln.settings import LabelScheme
 
 
 def predict_file(
-    ct: Path, vertebrae: Path, bundle: Path, output: Path, *, label_ids: LabelScheme, device: str = "auto"
+    ct: Path,
+    vertebrae: Path,
+    bundle: Path,
+    output: Path,
+    *,
+    label_ids: LabelScheme,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> int:
     """Write a label map (one label per node, 1..n) on the grid of `ct`; returns the number of nodes.
 

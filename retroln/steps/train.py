@@ -44,7 +44,7 @@ def publish_dataset(settings: Settings, spec: TrainSpec) -> DatasetRecord:
         "columns": "case patient role fold ct_sha256 mask_sha256",
         "members": content,
     }
-    workspace.store.put_bytes(manifest_key, json.dumps(manifest, indent=1).encode())
+    workspace.store.put_bytes(json.dumps(manifest, indent=1).encode(), manifest_key)
     return workspace.catalog.add_dataset(
         DatasetDraft(version=version, manifest_key=manifest_key, members=tuple(members))
     )
@@ -126,7 +126,11 @@ def train_dataset(
     for fold in spec.folds:
         _train_fold(run, folders, plans_id, fold, spec, on_epoch)
     contract = bundle.Contract(
-        hu=settings.hu, roi=settings.roi, versions=environment.versions(), stand_in=spec.stand_in
+        hu=settings.hu,
+        roi=settings.roi,
+        versions=environment.versions(),
+        dataset_version=record.version,
+        stand_in=spec.stand_in,
     )
     return bundle.make(root / "bundle", folders, plans_id, spec.folds, contract).path
 

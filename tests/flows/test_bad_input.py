@@ -9,9 +9,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+
 from retroln.catalog.accounting import Accounting, Outcome
 from retroln.catalog.states import ScanState
-
 from retroln.settings import Settings
 from retroln.steps import ingest, prepare
 from retroln.steps.runs import Run

@@ -20,7 +20,7 @@ def source(settings: Settings, tmp_path: Path) -> ObjectStore:
 
 
 def _table(source: ObjectStore, *lines: str) -> None:
-    source.put_bytes("cases.csv", "\n".join(lines).encode())
+    source.put_bytes("\n".join(lines).encode(), "cases.csv")
 
 
 def test_table_names_the_parts(source: ObjectStore) -> None:
@@ -37,8 +37,8 @@ def test_table_names_the_parts(source: ObjectStore) -> None:
 
 def test_ids_that_contain_each_other_stay_apart(source: ObjectStore) -> None:
     for case in ("5", "15", "53", "LN_001", "LN_002"):
-        source.put_bytes(f"P/{case}/ct.nii.gz", b"x")
-        source.put_bytes(f"P/{case}/mask.nii.gz", case.encode())
+        source.put_bytes(b"x", f"P/{case}/ct.nii.gz")
+        source.put_bytes(case.encode(), f"P/{case}/mask.nii.gz")
     entries = list_cases(source, "totalseg-v2")
     assert {e.case_id: e.mask for e in entries} == {
         case: f"P/{case}/mask.nii.gz" for case in ("15", "5", "53", "LN_001", "LN_002")
