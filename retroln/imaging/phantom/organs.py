@@ -1,0 +1,174 @@
+"""Trunk wall, muscles and solid organs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from retroln.imaging.phantom.canvas import Part
+from retroln.imaging.phantom.shapes import Ellipsoid, Point, Segment, Trunk, smooth, tube, turn
+from retroln.imaging.phantom.spine import Spine
+
+
+@dataclass(frozen=True, eq=False)
+class Habitus:
+    """The trunk's section: half sizes (right, anterior) of skin and of the abdominal cavity."""
+
+    centre: Point
+    skin_half_mm: tuple[float, float]
+    wall_half_mm: tuple[float, float]
+    cavity_half_mm: tuple[float, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Kidney:
+    """One kidney: centre, half sizes, rotation, and the hilum facing the great vessels."""
+
+    centre: Point
+    radii_mm: Point
+    rotation: Point
+    hilum: Point
+
+
+def make_habitus(rng: np.random.Generator) -> Habitus:
+    """From slim to stout; the spine's L3 lies about 100 mm before the skin of the back."""
+    fat, wall = float(rng.uniform(9, 26)), float(rng.uniform(8, 12))
+    cavity = np.array([rng.uniform(122, 136), rng.uniform(82, 96)])
+    centre = np.array([0.0, cavity[1] - 42.0, 0.0])
+    wall_half, skin = cavity + wall, cavity + wall + [fat, fat * 0.8]
+    return Habitus(
+        centre,
+        (float(skin[0]), float(skin[1])),
+        (float(wall_half[0]), float(wall_half[1])),
+        (float(cavity[0]), float(cavity[1])),
+    )
+
+
+def trunk_parts(habitus: Habitus, spine: Spine, hu: dict[str, float]) -> list[Part]:
+    """Skin, subcutaneous fat, muscle wall, cavity fat, then the muscles along the spine."""
+    skin = Trunk(habitus.centre, habitus.skin_half_mm)
+    parts = [
+        Part(skin, hu["fat"], 20.0, 2.0),
+        Part(Trunk(habitus.centre, habitus.wall_half_mm), hu["muscle"] - 5),
+        Part(Trunk(habitus.centre, habitus.cavity_half_mm), hu["fat"]),
+    ]
+    scale = spine.scale
+    for side in (-1.0, 1.0):
+        for right, behind, radius in ((16, 58, 15), (36, 57, 20), (52, 50, 13)):
+            shift = np.array([side * right * scale, -behind * scale, 0])
+            parts += [Part(s, hu["muscle"] - 8) for s in tube(_along(spine, 0, shift), radius * scale)]
+        quadratus = _along(spine, 1, np.array([side * 58 * scale, -30 * scale, 0]))[:5]
+        parts += [Part(s, hu["muscle"] - 3) for s in tube(quadratus, [15, 13, 12, 10, 8])]
+    return parts
+
+
+def _along(spine: Spine, first: int, shift: Point) -> list[Point]:
+    ends = spine.centres[-1] + [0, -4, 45.0]
+    return [*(centre + shift for centre in spine.centres[first:]), ends + shift]
+
+
+def psoas_parts(rng: np.random.Generator, spine: Spine, hu: dict[str, float]) -> list[Part]:
+    """Both psoas muscles from T12 down along the pelvic brim, and the iliac wings beside them."""
+    bulk, parts = float(rng.uniform(0.8, 1.15)) * spine.scale, []
+    pelvis = spine.centres[0]
+    for side in (-1.0, 1.0):
+        out = np.array([74, 66, 54, 45, 39, 34, 31, 28]) * side * spine.scale
+        knots = [
+            spine.centres[max(i, 0)] * [0, 1, 1] + [out[i + 1], y, z]
+            for i, (y, z) in enumerate(((14, -20), (0, 0), (-4, 0), (-8, 0), (-11, 0), (-13, 0)))
+        ]
+        knots.insert(0, pelvis * [0, 1, 1] + [out[0], 34, -62])
+        radii = np.interp(np.arange(25), np.arange(0, 25, 4), np.array([19, 20, 20, 19, 15, 10, 5]) * bulk)
+        parts += [Part(s, hu["muscle"]) for s in tube(smooth(knots, 4), radii.tolist())]
+        wing = Ellipsoid.of(
+            pelvis * [0, 1, 1] + [side * 98, 6, -28], (9, 62, 62), turn(roll_deg=side * 22, yaw_deg=side * 34)
+        )
+        gluteus = Ellipsoid.of(
+            pelvis * [0, 1, 1] + [side * 114, -18, -40], (24, 60, 62), turn(yaw_deg=side * 34)
+        )
+        iliacus = Ellipsoid.of(
+            pelvis * [0, 1, 1] + [side * 86, 12, -32],
+            (15, 46, 50),
+            turn(roll_deg=side * 22, yaw_deg=side * 34),
+        )
+        parts += [
+            Part(gluteus, hu["muscle"] - 6),
+            Part(iliacus, hu["muscle"] - 4),
+            Part(wing, 150.0, 480.0, 2.0, solid=True),
+        ]
+    return parts
+
+
+def make_kidneys(rng: np.random.Generator, spine: Spine) -> tuple[Kidney, Kidney]:
+    """Left, then right (about 12 mm lower), upper poles towards the spine."""
+    size = float(rng.uniform(0.88, 1.1))
+    kidneys = []
+    for side, drop in ((-1.0, float(rng.uniform(-4, 8))), (1.0, float(rng.uniform(6, 20)))):
+        middle = spine.centres[4] + [side * rng.uniform(68, 76), rng.uniform(-20, -10), 10.0 - drop]
+        rotation = turn(roll_deg=side * rng.uniform(8, 16), yaw_deg=-side * rng.uniform(15, 35))
+        radii = np.array([27.0, 26.0, 54.0]) * size * (1 + rng.normal(0, 0.04, 3))
+        hilum = middle + rotation @ np.array([-side * (radii[0] - 3.0), 2.0, 0])
+        kidneys.append(Kidney(middle, radii, rotation, hilum))
+    return kidneys[0], kidneys[1]
+
+
+def kidney_parts(kidney: Kidney, hu: dict[str, float]) -> list[Part]:
+    """Cortex around medulla, sinus fat open to the hilum, renal pelvis."""
+    inward = kidney.hilum - kidney.centre
+    body = Ellipsoid.of(kidney.centre, kidney.radii_mm, kidney.rotation)
+    sinus = Ellipsoid.of(kidney.centre + inward * 0.62, kidney.radii_mm * [0.5, 0.42, 0.45], kidney.rotation)
+    pelvis = Ellipsoid.of(
+        kidney.centre + inward * 0.75, kidney.radii_mm * [0.38, 0.22, 0.24], kidney.rotation
+    )
+    return [
+        Part(body, hu["medulla"], hu["cortex"], 7.0, solid=True),
+        Part(sinus, hu["fat"] + 15),
+        Part(pelvis, hu["ureter"] if hu["ureter"] < 100 else 120.0),
+    ]
+
+
+def upper_organ_parts(
+    rng: np.random.Generator, spine: Spine, habitus: Habitus, hu: dict[str, float]
+) -> list[Part]:
+    """Liver, spleen, stomach, pancreas and gallbladder."""
+    top, (wide, deep) = spine.centres[6], habitus.cavity_half_mm
+    front = habitus.centre[1]
+    liver = [
+        ((wide * 0.52, front + 8, top[2] - 2), (wide * 0.46, deep * 0.76, 82.0), turn(roll_deg=-12)),
+        ((wide * 0.12, front + deep * 0.42, top[2] + 25), (wide * 0.52, deep * 0.36, 52.0), turn(roll_deg=8)),
+        ((wide * 0.70, front - 8, top[2] - 48), (wide * 0.24, deep * 0.48, 62.0), turn(roll_deg=-6)),
+    ]
+    parts = [Part(Ellipsoid.of(c, r, t), hu["liver"], solid=True) for c, r, t in liver]
+    parts.append(
+        Part(
+            Ellipsoid.of(
+                (-wide * 0.72, front - deep * 0.38, top[2] + 4), (26, 40, 52), turn(yaw_deg=-35, roll_deg=-12)
+            ),
+            hu["spleen"],
+            solid=True,
+        )
+    )
+    stomach = Ellipsoid.of((-wide * 0.42, front + deep * 0.30, top[2] + 2), (44, 38, 62), turn(roll_deg=-25))
+    gas = Ellipsoid.of((-wide * 0.42, front + deep * 0.30 + 20, top[2] + 6), (30, 13, 44), turn(roll_deg=-25))
+    parts += [Part(stomach, 25.0, hu["bowel_wall"], 4.0), Part(gas, -950.0)]
+    parts.append(
+        Part(Ellipsoid.of((wide * 0.36, front + deep * 0.48, top[2] - 62), (13, 15, 30)), 8.0, 35.0, 1.5)
+    )
+    y = spine.front(5)[1] + 38
+    pancreas = smooth(
+        [
+            (34, y - 4, top[2] - 62),
+            (14, y + 3, top[2] - 50),
+            (-20, y + 2, top[2] - 38),
+            (-60, y - 18, top[2] - 26),
+        ]
+    )
+    radii = np.interp(np.arange(len(pancreas)), (0, 4, len(pancreas) - 1), (13, 9, 7))
+    parts += [Part(s, hu["gland"] - 8) for s in tube(pancreas, (radii * rng.uniform(0.85, 1.1)).tolist())]
+    return parts
+
+
+def flat(segments: list[Segment], hu: float, *, solid: bool = False) -> list[Part]:
+    """Plain parts of one attenuation."""
+    return [Part(s, hu, solid=solid) for s in segments]

@@ -1,0 +1,182 @@
+"""The spine T11 to S1: lordosis, bodies, discs, posterior elements, and the two lowest ribs.
+
+Sizes follow adult lumbar morphometry (Panjabi 1992, Spine 17:299; Zhou 2000, Eur Spine J 9:242):
+bodies 44-54 mm wide, 32-36 mm deep, 23-29 mm high, discs 5-11 mm.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from retroln.imaging.phantom.canvas import Part
+from retroln.imaging.phantom.shapes import Barrel, Ellipsoid, Point, Shape, smooth, tube, turn
+
+LEVELS = ("S1", "L5", "L4", "L3", "L2", "L1", "T12", "T11")
+LEVEL_IDS = dict(zip(LEVELS, range(26, 34), strict=True))
+_TILT_DEG = np.array([36.0, 20.0, 8.0, -1.0, -7.0, -11.0, -13.0, -12.0])
+_HEIGHT_MM = np.array([28.0, 27.5, 27.5, 27.5, 27.0, 26.5, 25.0, 24.0])
+_DISC_MM = np.array([9.5, 10.5, 10.0, 9.0, 8.0, 6.0, 5.0])
+_HALF_WIDTH_MM = np.array([24.0, 25.5, 25.0, 24.0, 23.0, 22.0, 21.0, 20.0])
+_HALF_DEPTH_MM = np.array([16.0, 17.5, 17.5, 17.5, 17.0, 16.5, 16.0, 15.5])
+
+
+@dataclass(frozen=True, eq=False)
+class Spine:
+    """Body centres (8, 3), frames (8, 3, 3; columns right, anterior, up) and half sizes (8, 3).
+
+    Levels run upwards as in `LEVELS`.
+    """
+
+    centres: Point
+    frames: Point
+    half_mm: Point
+    scale: float
+    cancellous_hu: float
+    fused_l2: bool
+
+    def front(self, level: float) -> Point:
+        """Midpoint of the anterior surface at a (fractional) level index into `LEVELS`."""
+        fronts = self.centres + self.frames[:, :, 1] * self.half_mm[:, 1:2]
+        index = np.arange(len(LEVELS))
+        return np.array([np.interp(level, index, fronts[:, axis]) for axis in range(3)])
+
+
+def make_spine(rng: np.random.Generator, *, fused_l2: bool) -> Spine:
+    """A spine whose L3 body centre is the world anatomy's origin."""
+    scale = float(rng.uniform(0.93, 1.08))
+    lordosis = float(rng.uniform(0.65, 1.2))
+    tilts = _TILT_DEG * lordosis + rng.normal(0, 1.0, 8)
+    heights = _HEIGHT_MM * scale * (1 + rng.normal(0, 0.015, 8))
+    discs = _DISC_MM * scale * rng.uniform(0.75, 1.1) * (1 + rng.normal(0, 0.06, 7))
+    side = np.cumsum(rng.normal(0, 0.8, 8))
+    frames = np.stack([turn(pitch_deg=-tilt) for tilt in tilts])
+    centres = np.zeros((8, 3))
+    for i in range(7):
+        up = (
+            frames[i, :, 2] * (heights[i] + discs[i]) / 2
+            + frames[i + 1, :, 2] * (heights[i + 1] + discs[i]) / 2
+        )
+        centres[i + 1] = centres[i] + up
+    centres[:, 0] += side
+    half = np.stack([_HALF_WIDTH_MM * scale, _HALF_DEPTH_MM * scale, heights / 2], 1)
+    hu = float(rng.uniform(130, 230))
+    return Spine(centres - centres[3], frames, half, scale, hu, fused_l2)
+
+
+def spine_parts(spine: Spine) -> list[Part]:
+    """Discs, canal and vertebrae in paint order; label S1 includes the top of the sacral wings."""
+    parts = [Part(shape, 25.0) for shape in _canal(spine)]
+    for i in range(7):
+        parts.append(_disc(spine, i))
+    for i, level in enumerate(LEVELS):
+        label = LEVEL_IDS["L2"] if spine.fused_l2 and level == "L3" else LEVEL_IDS[level]
+        parts += [_bone(shape, spine, label) for shape in _posterior(spine, i)]
+        parts += [_bone(shape, spine, label) for shape in (_wings(spine) if level == "S1" else [])]
+        body = Barrel(spine.centres[i], spine.frames[i], tuple(spine.half_mm[i]), 0.1)
+        parts.append(_bone(body, spine, label))
+    return parts
+
+
+def _bone(shape: Shape, spine: Spine, label: int) -> Part:
+    return Part(shape, spine.cancellous_hu, 430.0, 1.3, "vertebrae", label, solid=True)
+
+
+def _disc(spine: Spine, i: int) -> Part:
+    low, high = (
+        spine.centres[k] + sign * spine.frames[k, :, 2] * spine.half_mm[k, 2]
+        for k, sign in ((i, 1), (i + 1, -1))
+    )
+    half = (
+        spine.half_mm[i, 0] * 0.98,
+        spine.half_mm[i, 1] * 1.0,
+        float(np.linalg.norm(high - low)) / 2 + 1.5,
+    )
+    shape = Barrel((low + high) / 2, turn(pitch_deg=-_pitch(spine, i)), half, -0.03)
+    if spine.fused_l2 and LEVELS[i] == "L3":
+        return _bone(shape, spine, LEVEL_IDS["L2"])
+    return Part(shape, 85.0, solid=True)
+
+
+def _pitch(spine: Spine, i: int) -> float:
+    up = spine.frames[i, :, 2] + spine.frames[i + 1, :, 2]
+    return float(np.degrees(np.arctan2(up[1], up[2])))
+
+
+def _canal(spine: Spine) -> list[Shape]:
+    behind = spine.centres - spine.frames[:, :, 1] * (spine.half_mm[:, 1:2] + 6.5)
+    return [*tube(behind, 7.5 * spine.scale)]
+
+
+def _posterior(spine: Spine, i: int) -> list[Shape]:
+    """Pedicles, laminae, transverse, articular and spinous processes in the body's frame."""
+    s, deep = spine.scale, spine.half_mm[i, 1] / spine.scale
+    lumbar = 1 <= i <= 5
+
+    def at(right: float, behind: float, up: float) -> Point:
+        local = np.array([right, -deep - behind, up]) * s
+        return np.asarray(spine.centres[i] + spine.frames[i] @ local)
+
+    shapes: list[Shape] = []
+    for side in (-1.0, 1.0):
+        x = side * (14.0 if lumbar else 13.0)
+        shapes += tube([at(x, -6, 5), at(x, 8, 4)], [5.2 * s, 4.6 * s])
+        shapes += tube(
+            [at(x, 9, 4), at(side * 8, 17, -3), at(side * 1.5, 21, -8)], [4.2 * s, 3.8 * s, 3.6 * s]
+        )
+        shapes += tube(
+            [at(x * 1.1, 11, 16), at(x * 1.15, 12, -1), at(x * 0.95, 15, -15)], [4.0 * s, 5.5 * s, 4.6 * s]
+        )
+        reach = 40.0 if lumbar else 28.0
+        if i > 0:
+            shapes += tube([at(x, 9, 4), at(side * reach, 16, 5)], [4.4 * s, 2.8 * s])
+    length = (14, 26, 30, 32, 32, 31, 29, 30)[i]
+    shapes.append(
+        Ellipsoid.of(
+            at(0, 21 + length / 2, -12 if lumbar else -16),
+            (3.4 * s, (length / 2 + 3) * s, 10.5 * s),
+            spine.frames[i] @ turn(pitch_deg=12),
+        )
+    )
+    return shapes
+
+
+def _wings(spine: Spine) -> list[Shape]:
+    """The alae at the height of S1."""
+    out: list[Shape] = []
+    for side in (-1, 1):
+        centre = spine.centres[0] + spine.frames[0] @ (np.array([side * 29.0, -12.0, 0.0]) * spine.scale)
+        radii = np.array([21.0, 13.0, 15.0]) * spine.scale
+        out.append(Ellipsoid.of(centre, radii, spine.frames[0] @ turn(yaw_deg=side * 18)))
+    return out
+
+
+def rib_parts(spine: Spine, wall_half_mm: tuple[float, float], wall_centre: Point) -> list[Part]:
+    """Ribs 8 to 12 on both sides: arcs along the trunk wall that sink as they run forward."""
+    shapes: list[Shape] = []
+    reach_deg = {7: 75.0, 6: 38.0, 8: 120.0, 9: 130.0, 10: 140.0}
+    for level, sweep in reach_deg.items():
+        root = _rib_root(spine, level)
+        for side in (-1.0, 1.0):
+            shapes += tube(_rib_path(root, side, sweep, wall_half_mm, wall_centre), [4.5, *[5.0] * 15, 3.0])
+    return [Part(shape, 180.0, 420.0, 1.6, solid=True) for shape in shapes]
+
+
+def _rib_root(spine: Spine, level: int) -> Point:
+    above = max(level - 7, 0)
+    top = spine.centres[min(level, 7)] + np.array([0, 0, 8.0])
+    return np.asarray(top + np.array([0.0, -13.0 - 2 * above, 28.0 * above]))
+
+
+def _rib_path(root: Point, side: float, sweep_deg: float, half: tuple[float, float], centre: Point) -> Point:
+    """From beside the vertebra outwards to the wall, then along it; 17 points."""
+    begin = np.radians(-62.0)
+    angles = begin + np.radians(sweep_deg) * np.linspace(0, 1, 4)
+    knots = [root + np.array([side * 17.0, 0, 0]), root + np.array([side * 42.0, -14.0, -4.0])]
+    for angle, share in zip(angles[1:], (0.33, 0.67, 1.0), strict=True):
+        cos, sin = np.cos(angle), np.sin(angle)
+        x = side * half[0] * abs(cos) ** (1 / 1.2)
+        y = half[1] * np.sign(sin) * abs(sin) ** (1 / 1.2)
+        knots.append(np.array([centre[0] + x, centre[1] + y, root[2] - 12 - 55 * share * sweep_deg / 90]))
+    return smooth(knots, 4)
