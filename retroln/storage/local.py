@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from retroln.errors import InputError, NotFoundError
-from retroln.files import atomic_path, write_bytes
+from retroln.files import atomic_path, sha256_file, write_bytes
 from retroln.storage.base import ObjectInfo, already_there, not_found, refused_write, require_sha256
 from retroln.storage.keys import is_hidden, safe_key, safe_prefix
 
@@ -94,8 +94,8 @@ class LocalStore:
             raise refused_write(self._uri, key)
         if path.is_file() or path.is_symlink():
             with self._locked():
-                path.unlink(missing_ok=True)
                 (self._records / key).unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
 
     def _path(self, key: str) -> Path:
         path = self._root / safe_key(key)
@@ -131,7 +131,7 @@ class LocalStore:
             before = self._recorded(key)
             found = read()
             recorded = self._recorded(key)
-            if found in recorded or (not recorded and not before):
+            if found in (*before, *recorded) or (not recorded and not before):
                 return found
             if recorded == before:
                 break
@@ -157,7 +157,8 @@ class LocalStore:
                 raise already_there(self._uri, key)
             record = self._records / key
             if target.exists():
-                write_bytes(record, " ".join(dict.fromkeys((*self._recorded(key), sha256))).encode())
+                before = self._recorded(key) or (sha256_file(target),)
+                write_bytes(record, " ".join(dict.fromkeys((*before, sha256))).encode())
             else:
                 write_bytes(record, sha256.encode())
             partial.replace(target)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
 
 _CHUNK_BYTES = 1 << 20
-_PART_BYTES = 16 << 20  # from here on in parts; 10,000 parts reach 160 GB
+_PART_BYTES = 16 << 20  # 10,000 parts, S3's limit, reach 160 GB
 _READ_ATTEMPTS = 4
 _MISSING = {"404", "NoSuchKey", "NotFound"}
 _TAKEN = {"412", "PreconditionFailed", "ConditionalRequestConflict"}
@@ -47,7 +49,8 @@ def open_s3(place: str, settings: Settings, *, read_only: bool = False) -> S3Sto
         s3={"addressing_style": "path" if settings.s3_endpoint else "auto"},
     )
     access, secret = settings.s3_access_key, settings.s3_secret_key
-    client = boto3.session.Session().client(
+    connect = partial(
+        boto3.session.Session().client,
         "s3",
         endpoint_url=settings.s3_endpoint,
         aws_access_key_id=access.get_secret_value() if access else None,
@@ -55,14 +58,18 @@ def open_s3(place: str, settings: Settings, *, read_only: bool = False) -> S3Sto
         region_name=settings.s3_region,
         config=config,
     )
-    return S3Store(client, bucket, prefix, read_only=read_only)
+    return S3Store(connect, bucket, prefix, read_only=read_only)
 
 
 class S3Store:
-    """Objects below `prefix` in `bucket`, their sha256 in the metadata. One store per process."""
+    """Objects below `prefix` in `bucket`, their sha256 in the metadata; shared by threads."""
 
-    def __init__(self, client: S3Client, bucket: str, prefix: str = "", *, read_only: bool = False) -> None:
-        self._client = client
+    def __init__(
+        self, connect: Callable[[], S3Client], bucket: str, prefix: str = "", *, read_only: bool = False
+    ) -> None:
+        self._connect = connect
+        self._connected: S3Client = connect()
+        self._process = os.getpid()
         self._bucket = bucket
         self._start = f"{prefix}/" if prefix else ""
         self._read_only = read_only
@@ -93,18 +100,18 @@ class S3Store:
         """As `ObjectStore.get_file`; a broken connection is tried again."""
 
         def fetch() -> str:
-            with partial.open("wb") as target:
+            with copy.open("wb") as target:
                 return self._fetch(key, target)
 
         self._full(key)
-        with atomic_path(path) as partial:
+        with atomic_path(path) as copy:
             return self._retried(key, fetch)
 
     def put_file(self, path: Path, key: str, *, if_absent: bool = False) -> ObjectInfo:
         """As `ObjectStore.put_file`; large files travel in parts."""
         if not path.is_file():
             raise NotFoundError("no such file", file=path)
-        return self._upload(key, sha256_file(path), if_absent, lambda: path.open("rb"))
+        return self._upload(key, sha256_file(path), if_absent, path.open("rb"))
 
     def get_bytes(self, key: str) -> bytes:
         """As `ObjectStore.get_bytes`."""
@@ -121,7 +128,7 @@ class S3Store:
 
     def put_bytes(self, data: bytes, key: str, *, if_absent: bool = False) -> ObjectInfo:
         """As `ObjectStore.put_bytes`."""
-        return self._upload(key, sha256_bytes(data), if_absent, lambda: BytesIO(data))
+        return self._upload(key, sha256_bytes(data), if_absent, BytesIO(data))
 
     def delete(self, key: str) -> None:
         """As `ObjectStore.delete`."""
@@ -130,6 +137,13 @@ class S3Store:
             raise refused_write(self.uri, key)
         with self._translated(key):
             self._client.delete_object(Bucket=self._bucket, Key=full)
+
+    @property
+    def _client(self) -> S3Client:
+        """A forked child connects anew instead of speaking over its parent's connections."""
+        if self._process != os.getpid():
+            self._connected, self._process = self._connect(), os.getpid()
+        return self._connected
 
     def close(self) -> None:
         """Give the connections back; a server that stops waits for them."""
@@ -161,21 +175,40 @@ class S3Store:
         with self._translated(key):
             return fetch()
 
-    def _upload(self, key: str, sha256: str, if_absent: bool, read: Callable[[], IO[bytes]]) -> ObjectInfo:
-        from boto3.s3.transfer import TransferConfig
-
+    def _upload(self, key: str, sha256: str, if_absent: bool, stream: IO[bytes]) -> ObjectInfo:
         full = self._full(key)
         if self._read_only:
             raise refused_write(self.uri, key)
-        extra: dict[str, Any] = {"Metadata": {"sha256": sha256}}
-        if if_absent:
-            extra["IfNoneMatch"] = "*"
-        parts = TransferConfig(
-            multipart_threshold=_PART_BYTES, multipart_chunksize=_PART_BYTES, max_concurrency=2
-        )
-        with self._translated(key), read() as stream:
-            self._client.upload_fileobj(stream, self._bucket, full, ExtraArgs=extra, Config=parts)
+        metadata = {"sha256": sha256}
+        condition: dict[str, Any] = {"IfNoneMatch": "*"} if if_absent else {}
+        with self._translated(key), stream:
+            first = stream.read(_PART_BYTES)
+            if len(first) < _PART_BYTES:
+                self._client.put_object(
+                    Bucket=self._bucket, Key=full, Body=first, Metadata=metadata, **condition
+                )
+            else:
+                self._upload_parts(full, metadata, condition, first, stream)
         return self.stat(key)
+
+    def _upload_parts(
+        self, full: str, metadata: dict[str, str], condition: dict[str, Any], first: bytes, rest: IO[bytes]
+    ) -> None:
+        """Send 16 MiB at a time; boto3's own transfer knows no conditional put."""
+        upload = self._client.create_multipart_upload(Bucket=self._bucket, Key=full, Metadata=metadata)
+        target: dict[str, Any] = {"Bucket": self._bucket, "Key": full, "UploadId": upload["UploadId"]}
+        parts: list[Any] = []
+        try:
+            chunk = first
+            while chunk:
+                sent = self._client.upload_part(**target, PartNumber=len(parts) + 1, Body=chunk)
+                parts.append({"PartNumber": len(parts) + 1, "ETag": sent["ETag"]})
+                chunk = rest.read(_PART_BYTES)
+            self._client.complete_multipart_upload(**target, MultipartUpload={"Parts": parts}, **condition)
+        except BaseException:
+            with suppress(Exception):  # the first error matters; a bucket rule clears what is left
+                self._client.abort_multipart_upload(**target)
+            raise
 
     @contextmanager
     def _translated(self, key: str, keep: tuple[type[Exception], ...] = ()) -> Iterator[None]:

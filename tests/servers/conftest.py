@@ -1,0 +1,51 @@
+"""Real servers, started once per session and only when a test asks."""
+
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from infra.servers import S3Server, make_database, start_postgres, start_seaweedfs
+from retroln.catalog.catalog import Catalog
+from retroln.settings import Settings
+
+_number = count()
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A SeaweedFS that refuses wrong keys."""
+    with start_seaweedfs(tmp_path_factory.mktemp("seaweedfs")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """A PostgreSQL server; make a database of your own on it."""
+    with start_postgres() as url:
+        yield url
+
+
+@pytest.fixture
+def s3_settings(s3_server: S3Server) -> Settings:
+    """Settings that reach the S3 server."""
+    return Settings(
+        s3_endpoint=s3_server.endpoint, s3_access_key=s3_server.access_key, s3_secret_key=s3_server.secret_key
+    )
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def catalog_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Address of a catalog that does not exist yet, in either database."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/new/catalog.db"
+    return make_database(request.getfixturevalue("postgres_url"), f"catalog{next(_number)}")
+
+
+@pytest.fixture
+def catalog(catalog_url: str) -> Iterator[Catalog]:
+    """An empty catalog at head."""
+    opened = Catalog.open(catalog_url)
+    yield opened
+    opened.close()
