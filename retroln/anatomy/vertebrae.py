@@ -241,9 +241,13 @@ def _ribs_start_at_t12(volume: Volume, levels: Mapping[Level, Vertebra], rib_ids
     """True when T12 is the level whose centroid comes nearest to a 12th rib, and within 45 mm.
 
     In the whole-spine examples that this was set on, the rib's head lies 34 to 38 mm from T12's centroid
-    and 44 mm or more from T11's and L1's, so a numbering that is one level off does not pass.
+    and 44 mm or more from T11's and L1's, so a numbering that is one level off does not pass. Levels cut by
+    the top or bottom border say nothing.
     """
-    if Level.T12 not in levels or not rib_ids:
+    whole = {
+        level: v for level, v in levels.items() if v.box.start[2] > 0 and v.box.stop[2] < volume.grid.shape[2]
+    }
+    if Level.T12 not in whole or not rib_ids:
         return False
     spacing_mm = np.array(volume.grid.spacing_mm)
     centre = levels[Level.T12].centroid_index()
@@ -253,7 +257,7 @@ def _ribs_start_at_t12(volume: Volume, levels: Mapping[Level, Vertebra], rib_ids
     ribs_mm = (np.argwhere(np.isin(near, rib_ids)) + low) * spacing_mm
     if not len(ribs_mm):
         return False
-    rivals = {level: levels[level] for level in LEVEL_ORDER[:3] if level in levels}
+    rivals = {level: whole[level] for level in LEVEL_ORDER[:3] if level in whole}
     distance_mm = {
         level: float(np.linalg.norm(ribs_mm - vertebra.centroid_index() * spacing_mm, axis=1).min())
         for level, vertebra in rivals.items()
