@@ -1,0 +1,183 @@
+"""Crop and paste for single files: no catalog, no store, no settings beyond the arguments."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from retroln.anatomy import landmarks, roi
+from retroln.anatomy.vertebrae import Vertebrae
+from retroln.errors import InputError, NotFoundError, UserError
+from retroln.files import write_json
+from retroln.imaging import intensity, nifti
+from retroln.imaging.geometry import require_same_grid
+from retroln.imaging.volume import Volume
+from retroln.settings import Hu, LabelScheme, RoiSpec
+
+_CASE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+@dataclass(frozen=True)
+class CropReport:
+    """What a crop wrote and on what terms.
+
+    Attributes:
+        case_id: prefix of the files.
+        ct, mask, roi: the files; `mask` is None when no mask was given.
+        record: the content of the roi file.
+        findings: remarks on the vertebrae, `code: text`.
+    """
+
+    case_id: str
+    ct: Path
+    mask: Path | None
+    roi: Path
+    record: dict[str, Any]
+    findings: tuple[str, ...]
+
+
+def case_id_of(ct: Path) -> str:
+    """File name without .nii or .nii.gz and without nnU-Net's `_0000`."""
+    return re.sub(r"\.nii(\.gz)?$", "", ct.name).removesuffix("_0000")
+
+
+def crop_files(
+    ct: Path,
+    vertebrae: Path,
+    output_dir: Path,
+    *,
+    mask: Path | None = None,
+    label_ids: LabelScheme = "totalseg-v2",
+    normalize: bool = True,
+    hu: Hu | None = None,
+    case_id: str | None = None,
+    spec: RoiSpec | None = None,
+) -> CropReport:
+    """Write `<id>_ct.nii.gz`, `<id>_mask.nii.gz` (when given) and, last, `<id>_roi.json`; all RAS+.
+
+    The CT is scaled to 0..1 as float32 over `hu`, or kept as HU in its stored type when `normalize` is
+    False. A mask of an earlier crop is removed when none is given.
+
+    Raises:
+        InputError, GeometryError, LandmarkError, NotFoundError: unusable or unfitting input; nothing
+            is written then.
+    """
+    name = _checked_id(case_id or case_id_of(ct))
+    window = (hu or Hu()) if normalize else None
+    region, assessment = _find_region(ct, vertebrae, label_ids, spec or RoiSpec())
+    image = _cut_ct(ct, region, window)
+    labels, inside = _cut_mask(mask, region) if mask else (None, None)
+    record = {
+        "case_id": name,
+        **roi.to_json(region, containment=inside, hu=window),
+        "findings": list(assessment.findings),
+        "truncated": [level.value for level in assessment.truncated],
+        "mask": "given" if mask else "absent",
+    }
+    report = CropReport(
+        case_id=name,
+        ct=output_dir / f"{name}_ct.nii.gz",
+        mask=output_dir / f"{name}_mask.nii.gz" if mask else None,
+        roi=output_dir / f"{name}_roi.json",
+        record=record,
+        findings=assessment.findings,
+    )
+    _write(report, image, labels, output_dir / f"{name}_mask.nii.gz")
+    return report
+
+
+def paste_file(crop: Path, roi_json: Path, output: Path) -> None:
+    """Write a crop's voxels back on the scan's delivered grid, 0 outside, dtype and values kept.
+
+    Raises:
+        InputError: `bad_roi`, or an unreadable crop.
+        GeometryError: the crop does not lie on the region.
+    """
+    region = _read_record(roi_json)
+    volume = nifti.read(crop)
+    require_same_grid(
+        region.crop_grid, volume.grid, what="crop", file=crop, reference_name=f"the region of {roi_json.name}"
+    )
+    nifti.write(_checked_name(output), roi.paste(volume.array, region), region.source)
+
+
+def _find_region(
+    ct: Path, vertebrae: Path, label_ids: LabelScheme, spec: RoiSpec
+) -> tuple[roi.Roi, landmarks.Assessment]:
+    source = nifti.read_grid(ct)
+    spine = Vertebrae.read(vertebrae, label_ids)
+    scan = Volume.from_source(np.broadcast_to(np.False_, source.shape), source)
+    require_same_grid(scan.grid, spine.grid, what="vertebra label map", file=vertebrae)
+    assessment = landmarks.assess(spine, unanchored="accept")
+    return roi.locate(spine, assessment, spec, source), assessment
+
+
+def _cut_ct(ct: Path, region: roi.Roi, window: Hu | None) -> Volume:
+    volume = nifti.read(ct)
+    if window is not None:
+        nifti.check_ct(volume, ct)
+    crop = volume.crop(region.box)
+    array = intensity.scale(crop.array, window) if window else crop.array.copy(order="F")
+    return crop.with_array(array)
+
+
+def _cut_mask(mask: Path, region: roi.Roi) -> tuple[Volume, roi.Containment]:
+    volume = nifti.read_labels(mask)
+    require_same_grid(region.grid, volume.grid, what="node mask", file=mask)
+    crop = volume.crop(region.box)
+    return crop.with_array(crop.array.copy(order="F")), roi.containment(volume, region.box)
+
+
+def _write(report: CropReport, image: Volume, labels: Volume | None, mask_path: Path) -> None:
+    """The record comes last: where it stands, the crop is complete."""
+    report.roi.unlink(missing_ok=True)
+    nifti.write(report.ct, image.array, image.grid)
+    if labels is None:
+        mask_path.unlink(missing_ok=True)
+    else:
+        nifti.write(mask_path, labels.array, labels.grid)
+    write_json(report.roi, report.record)
+
+
+def _checked_id(case_id: str) -> str:
+    if not _CASE_ID.fullmatch(case_id):
+        raise UserError(
+            "case id cannot name a file",
+            expected="letters, digits, dot, dash and underscore, not starting with a sign",
+            got=repr(case_id),
+            fix="pass --case-id",
+        )
+    return case_id
+
+
+def _checked_name(output: Path) -> Path:
+    if not output.name.endswith((".nii", ".nii.gz")):
+        raise UserError(
+            "output name has no NIfTI extension", expected=".nii or .nii.gz", got=output.name, fix="rename it"
+        )
+    return output
+
+
+def _read_record(path: Path) -> roi.Roi:
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise NotFoundError("no such file", file=path, fix="check the path") from error
+    except ValueError as error:
+        raise InputError(
+            "not JSON", reason="bad_roi", file=path, expected="the record of a crop", got=str(error)
+        ) from error
+    if not isinstance(content, dict):
+        raise InputError(
+            "not a region record",
+            reason="bad_roi",
+            file=path,
+            expected="an object",
+            got=type(content).__name__,
+        )
+    return roi.from_json(content)
