@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -107,7 +105,7 @@ def infer_case(settings: Settings, model: Model, run_id: int, scan: ScanRecord) 
         base = f"predictions/{model.name}-v{model.version}/{scan.case_id}/{scan.source_sha256[:16]}/"
         sha256 = _store_labels(workspace, labels, crop, folder, base + "labels.nii.gz")
         rows = [node.to_dict() for node in measured]
-        workspace.store.put_bytes(_csv(rows).encode(), base + "nodes.csv")
+        workspace.store.put_bytes(nodes.to_csv(measured).encode(), base + "nodes.csv")
         page = _page(workspace, model, scan, crop, ct, labels, rows)
         workspace.store.put_bytes(page.encode(), base + "page.html")
     workspace.catalog.record_prediction(
@@ -170,15 +168,6 @@ def pasted_exactly(returned: Volume, crop: NDArray[Any], region: roi.Roi) -> boo
 
 def _same_affine(first: Grid, second: Grid) -> bool:
     return first.shape == second.shape and first.distance_mm(second) < 1e-3
-
-
-def _csv(rows: Sequence[dict[str, Any]]) -> str:
-    names = list(rows[0]) if rows else list(nodes.NodeMeasurement.__dataclass_fields__)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, names)
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def _page(

@@ -6,9 +6,11 @@ source), under a key that holds the hash of the source bytes, so that ingesting 
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
 
+from retroln.anatomy.vertebrae import Vertebrae
 from retroln.catalog.accounting import CaseOutcome, Outcome
 from retroln.catalog.records import ScanDraft, ScanRecord
 from retroln.catalog.states import ScanState
@@ -132,8 +134,10 @@ def _canonicalise(
     base = f"scans/{entry.case_id}/{sha256[:16]}/"
     keys: dict[str, str] = {}
     if "vertebrae" in parts:
-        labels = _read_vertebrae(folder / "vertebrae", entry, ct.grid)
+        spine = _read_vertebrae(folder / "vertebrae", entry, ct.grid)
+        labels = Volume(spine.to_label_map(), ct.grid, ct.grid)
         keys["vertebrae"] = _store(workspace, labels, folder, base + "vertebrae.nii.gz")
+        workspace.store.put_bytes(_spine_facts(spine), facts_key(keys["vertebrae"]))
     if "mask" in parts:
         mask = nifti.read_labels(_only_file(folder / "mask"))
         require_same_grid(ct.grid, mask.grid, what="node mask", file=entry.mask)
@@ -164,14 +168,22 @@ def _read_ct(folder: Path, entry: CaseEntry) -> Volume:
     return ct
 
 
-def _read_vertebrae(folder: Path, entry: CaseEntry, grid: Grid) -> Volume:
-    from retroln.anatomy.vertebrae import Vertebrae
-
+def _read_vertebrae(folder: Path, entry: CaseEntry, grid: Grid) -> Vertebrae:
     single = entry.vertebrae and not entry.vertebrae.endswith("/") and (folder / Path(entry.vertebrae).name)
     path = single if single and single.exists() else folder
     vertebrae = Vertebrae.read(path, entry.label_ids)
     require_same_grid(grid, vertebrae.grid, what="vertebra label map", file=entry.vertebrae)
-    return Volume(vertebrae.to_label_map(), grid, grid)
+    return vertebrae
+
+
+def facts_key(vertebrae_key: str) -> str:
+    """Key of what one label map cannot hold: how far delivered levels overlapped, ribs seen at T12."""
+    return vertebrae_key.replace(".nii.gz", ".json")
+
+
+def _spine_facts(spine: Vertebrae) -> bytes:
+    facts = {"overlap_voxels": spine.overlap_voxels, "ribs_at_t12": spine.ribs_at_t12}
+    return json.dumps(facts).encode()
 
 
 def _only_file(folder: Path) -> Path:

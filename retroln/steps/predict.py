@@ -35,7 +35,9 @@ def predict_file(
     spine = Vertebrae.read(vertebrae, label_ids)
     require_same_grid(volume.grid, spine.grid, what="vertebra label map", file=vertebrae)
     predictor = predictor_for(bundle, device)
-    region = roi.locate(spine, landmarks.assess(spine, unanchored="accept"), predictor.contract.roi)
+    region = roi.locate(
+        spine, landmarks.assess(spine, unanchored="accept"), predictor.contract.roi, volume.source
+    )
     found = nodes.instances(predictor.predict(volume.crop(region.box)).array).astype(np.uint16)
     nifti.write(output, roi.paste(found, region), region.source)
     return int(found.max())

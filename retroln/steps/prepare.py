@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from retroln.anatomy import landmarks, roi
 from retroln.anatomy.vertebrae import Vertebrae
@@ -14,9 +18,11 @@ from retroln.catalog.states import ScanState
 from retroln.errors import InputError, LandmarkError
 from retroln.files import sha256_file, sha256_json, write_json
 from retroln.imaging import nifti
+from retroln.imaging.geometry import Grid
 from retroln.imaging.volume import Volume
 from retroln.settings import Settings
 from retroln.steps.cases import OnOutcome, run_cases
+from retroln.steps.ingest import facts_key
 from retroln.steps.workspace import Workspace, open_workspace
 
 
@@ -74,7 +80,8 @@ def _prepare(workspace: Workspace, scan: ScanRecord, folder: Path, run_id: int) 
     settings = workspace.settings
     vertebrae = _vertebrae(workspace, scan, folder)
     assessment = landmarks.assess(vertebrae, unanchored=settings.unanchored)
-    region = roi.locate(vertebrae, assessment, settings.roi)
+    delivered = Grid(scan.source_shape, np.asarray(scan.source_affine, float))
+    region = roi.locate(vertebrae, assessment, settings.roi, delivered)
     ct = _load(workspace, scan.ct_key, folder)
     mask = _load(workspace, scan.mask_key, folder) if scan.mask_key else None
     inside = roi.containment(mask, region.box) if mask else None
@@ -104,7 +111,8 @@ def _vertebrae(workspace: Workspace, scan: ScanRecord, folder: Path) -> Vertebra
             got="none",
             fix="deliver one beside the CT (TotalSegmentator task total writes it)",
         )
-    return Vertebrae.from_label_map(_load(workspace, scan.vertebrae_key, folder), "totalseg-v2")
+    spine = Vertebrae.from_label_map(_load(workspace, scan.vertebrae_key, folder), "totalseg-v2")
+    return replace(spine, **json.loads(workspace.store.get_bytes(facts_key(scan.vertebrae_key))))
 
 
 def _load(workspace: Workspace, key: str | None, folder: Path) -> Volume:

@@ -69,7 +69,7 @@ def check(settings: Settings, version: int) -> GateDecision:
         settings.gates,
         candidate_test_hash=tags[TEST_HASH_TAG],
         champion_test_hash=rival[TEST_HASH_TAG] if rival else None,
-        train_patients=_patients(record, "train"),
+        train_patients=workspace.catalog.train_patients(),
         test_patients=_patients(record, "test"),
     )
 
