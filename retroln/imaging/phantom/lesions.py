@@ -126,15 +126,25 @@ class _Placer:
         self.nodes: list[Node] = []
 
     def add(self, shape: Ellipsoid) -> None:
-        """Try stations at random, loosening the distance to the vessel; then give up loudly."""
+        """Try stations at random, loosening the distance to the vessel.
+
+        A node too large for every place tried (about 1 in 150) is shrunk by a fifth and tried again.
+        """
+        for _ in range(5):
+            if self._placed(shape):
+                return
+            shape = Ellipsoid(shape.centre, shape.to_unit / 0.8)
+        raise ValueError(f"no room for node {len(self.nodes) + 1}: ask for fewer nodes")
+
+    def _placed(self, shape: Ellipsoid) -> bool:
         for attempt in range(400):
             station = str(self.rng.choice(STATIONS, p=_WEIGHTS / _WEIGHTS.sum()))
             centre = self._propose(station, shape, gap_mm=0.4 + attempt * 0.02)
             placed = Ellipsoid(centre, shape.to_unit)
             if self._free(placed):
                 self._keep(placed, station)
-                return
-        raise ValueError(f"no room for node {len(self.nodes) + 1}: ask for fewer nodes")
+                return True
+        return False
 
     def _keep(self, shape: Ellipsoid, station: str) -> None:
         size = float(2 / np.linalg.svd(shape.to_unit)[1].mean())
