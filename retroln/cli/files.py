@@ -52,7 +52,7 @@ def crop(
 
     low, high = hu_window
     if not -inf < low < high < inf:
-        raise click.BadParameter(f"LOW must be below HIGH, both finite, got {low:g} {high:g}", param_hint="--hu-window")
+        raise click.BadParameter(f"LOW must be below HIGH, got {low:g} {high:g}", param_hint="--hu-window")
     report = crop_files(
         ct,
         vertebrae,
