@@ -56,7 +56,7 @@ def make_anatomy(spec: PhantomSpec) -> Anatomy:
     seed = spec.seed
     hu = attenuation.draw(_rng(seed, 0), spec.phase)
     bones = spine.make_spine(_rng(seed, 1), fused_l2=spec.fused_l2)
-    habitus = organs.make_habitus(_rng(seed, 2))
+    habitus = organs.make_habitus(_rng(seed, 2), bones)
     courses = vessels.make_courses(_rng(seed, 3), bones)
     kidneys = organs.make_kidneys(_rng(seed, 4), bones)
     hila = (kidneys[0].hilum, kidneys[1].hilum)
@@ -75,7 +75,7 @@ def make_anatomy(spec: PhantomSpec) -> Anatomy:
     solid = [part.shape for part in parts if part.solid]
     count = 0 if spec.node_free else spec.node_count
     nodes = lesions.make_nodes(_rng(seed, 11), count, bones, courses, kidneys, solid)
-    centre = np.array([0.0, habitus.centre[1] - 2.0, float(bones.centres[-1][2]) + 35.0 - 165.0])
+    centre = np.array([0.0, habitus.skin_centre[1] - 5.0, float(bones.centres[-1][2]) + 35.0 - 165.0])
     return Anatomy([*parts, *lesions.node_parts(nodes, hu)], nodes, centre)
 
 

@@ -18,14 +18,16 @@ def bowel_parts(rng: np.random.Generator, spine: Spine, habitus: Habitus, hu: di
         parts += _gut(
             path, radius, hu["bowel_wall"], float(rng.uniform(-60, 30)), float(rng.uniform(0.45, 0.75))
         )
-    for _ in range(26):
+    for _ in range(44):
         path = _loop(rng, spine, habitus)
         gas = float(rng.uniform(0.3, 0.6)) if rng.uniform() < 0.25 else 0.0
         parts += _gut(path, float(rng.uniform(9, 14)), hu["bowel_wall"], float(rng.uniform(5, 70)), gas)
-    for _ in range(30):
+    for _ in range(45):
         start = _front_point(rng, spine, habitus)
         path = np.cumsum(np.vstack([start, rng.normal(0, 7, (6, 3))]), 0)
-        parts += flat(tube(smooth(path, 3), float(rng.uniform(1.0, 2.4))), hu["small_vein"])
+        parts += flat(
+            tube(habitus.inside(smooth(path, 3), 4.0), float(rng.uniform(1.0, 2.4))), hu["small_vein"]
+        )
     return parts
 
 
@@ -48,7 +50,7 @@ def _front_point(rng: np.random.Generator, spine: Spine, habitus: Habitus) -> Po
     level = float(rng.uniform(0, 4.2))
     start = spine.front(level)
     x = float(rng.uniform(-0.6, 0.6)) * wide
-    near = start[1] + 34 - 20 * min(abs(x) / 60, 1)
+    near = start[1] + 32 - 18 * min(abs(x) / 60, 1)
     far = front + deep * (0.86 - 0.4 * (x / wide) ** 2)
     return np.array([x, rng.uniform(near, max(far, near + 5)), start[2]])
 
@@ -59,7 +61,7 @@ def _loop(rng: np.random.Generator, spine: Spine, habitus: Habitus) -> Point:
     for _ in range(4):
         direction = direction / np.linalg.norm(direction) + rng.normal(0, 0.55, 3)
         knots.append(knots[-1] + 20 * direction / np.linalg.norm(direction) * [1, 0.45, 0.8])
-    return smooth(knots, 3)
+    return habitus.inside(smooth(knots, 3), 14.0)
 
 
 def _gut(path: Point, radius: float, wall_hu: float, content_hu: float, gas: float) -> list[Part]:

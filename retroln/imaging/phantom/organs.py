@@ -13,12 +13,21 @@ from retroln.imaging.phantom.spine import Spine
 
 @dataclass(frozen=True, eq=False)
 class Habitus:
-    """The trunk's section: half sizes (right, anterior) of skin and of the abdominal cavity."""
+    """The trunk's section: half sizes (right, anterior) of skin, muscle wall and abdominal cavity."""
 
     centre: Point
+    skin_centre: Point
     skin_half_mm: tuple[float, float]
     wall_half_mm: tuple[float, float]
     cavity_half_mm: tuple[float, float]
+
+    def inside(self, path: Point, margin_mm: float) -> Point:
+        """The path (n, 3) with what leaves the cavity, less a margin, pulled back onto its border."""
+        half = np.asarray(self.cavity_half_mm) - margin_mm
+        offset = path[:, :2] - self.centre[:2]
+        reach = (np.abs(offset / half) ** 2.4).sum(1) ** (1 / 2.4)
+        pulled = self.centre[:2] + offset / np.maximum(reach, 1)[:, None]
+        return np.column_stack([pulled, path[:, 2]])
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,23 +40,22 @@ class Kidney:
     hilum: Point
 
 
-def make_habitus(rng: np.random.Generator) -> Habitus:
-    """From slim to stout; the spine's L3 lies about 100 mm before the skin of the back."""
-    fat, wall = float(rng.uniform(9, 26)), float(rng.uniform(8, 12))
-    cavity = np.array([rng.uniform(122, 136), rng.uniform(82, 96)])
-    centre = np.array([0.0, cavity[1] - 42.0, 0.0])
-    wall_half, skin = cavity + wall, cavity + wall + [fat, fat * 0.8]
+def make_habitus(rng: np.random.Generator, spine: Spine) -> Habitus:
+    """From slim to stout; the skin of the back lies behind the muscles along the spine."""
+    fat, wall = float(rng.uniform(8, 24)), float(rng.uniform(8, 12))
+    wide, deep = float(rng.uniform(120, 134)), float(rng.uniform(74, 86))
+    centre = np.array([0.0, deep - 40.0 * spine.scale, 0.0])
+    bent = -float(spine.centres[:7, 1].min())
+    front, back = deep + wall + fat, centre[1] + 76.0 * spine.scale + 5 + 0.5 * fat + 0.5 * bent
+    skin = np.array([0.0, centre[1] + (front - back) / 2, 0.0])
     return Habitus(
-        centre,
-        (float(skin[0]), float(skin[1])),
-        (float(wall_half[0]), float(wall_half[1])),
-        (float(cavity[0]), float(cavity[1])),
+        centre, skin, (wide + wall + fat, (front + back) / 2), (wide + wall, deep + wall), (wide, deep)
     )
 
 
 def trunk_parts(habitus: Habitus, spine: Spine, hu: dict[str, float]) -> list[Part]:
     """Skin, subcutaneous fat, muscle wall, cavity fat, then the muscles along the spine."""
-    skin = Trunk(habitus.centre, habitus.skin_half_mm)
+    skin = Trunk(habitus.skin_centre, habitus.skin_half_mm)
     parts = [
         Part(skin, hu["fat"], 20.0, 2.0),
         Part(Trunk(habitus.centre, habitus.wall_half_mm), hu["muscle"] - 5),
@@ -55,9 +63,12 @@ def trunk_parts(habitus: Habitus, spine: Spine, hu: dict[str, float]) -> list[Pa
     ]
     scale = spine.scale
     for side in (-1.0, 1.0):
-        for right, behind, radius in ((16, 58, 15), (36, 57, 20), (52, 50, 13)):
-            shift = np.array([side * right * scale, -behind * scale, 0])
-            parts += [Part(s, hu["muscle"] - 8) for s in tube(_along(spine, 0, shift), radius * scale)]
+        for right, behind, radius in ((15, 55, 15), (34, 54, 20), (52, 48, 14)):
+            shift = np.array([side * right, -behind, 0]) * scale
+            radii = radius * scale * np.array([0.75, 0.9, 1, 1, 1, 0.95, 0.85, 0.75, 0.7])
+            path = np.stack(_along(spine, 0, shift))
+            path[:, 1] += (radius * scale - radii) * 1.5
+            parts += [Part(s, hu["muscle"] - 8) for s in tube(path, radii.tolist())]
         quadratus = _along(spine, 1, np.array([side * 58 * scale, -30 * scale, 0]))[:5]
         parts += [Part(s, hu["muscle"] - 3) for s in tube(quadratus, [15, 13, 12, 10, 8])]
     return parts
@@ -82,13 +93,15 @@ def psoas_parts(rng: np.random.Generator, spine: Spine, hu: dict[str, float]) ->
         radii = np.interp(np.arange(25), np.arange(0, 25, 4), np.array([19, 20, 20, 19, 15, 10, 5]) * bulk)
         parts += [Part(s, hu["muscle"]) for s in tube(smooth(knots, 4), radii.tolist())]
         wing = Ellipsoid.of(
-            pelvis * [0, 1, 1] + [side * 98, 6, -28], (9, 62, 62), turn(roll_deg=side * 22, yaw_deg=side * 34)
+            pelvis * [0, 1, 1] + [side * 90, 12, -30],
+            (8, 54, 60),
+            turn(roll_deg=side * 22, yaw_deg=side * 34),
         )
         gluteus = Ellipsoid.of(
-            pelvis * [0, 1, 1] + [side * 114, -18, -40], (24, 60, 62), turn(yaw_deg=side * 34)
+            pelvis * [0, 1, 1] + [side * 102, -8, -44], (18, 48, 60), turn(yaw_deg=side * 34)
         )
         iliacus = Ellipsoid.of(
-            pelvis * [0, 1, 1] + [side * 86, 12, -32],
+            pelvis * [0, 1, 1] + [side * 79, 17, -34],
             (15, 46, 50),
             turn(roll_deg=side * 22, yaw_deg=side * 34),
         )
@@ -105,7 +118,7 @@ def make_kidneys(rng: np.random.Generator, spine: Spine) -> tuple[Kidney, Kidney
     size = float(rng.uniform(0.88, 1.1))
     kidneys = []
     for side, drop in ((-1.0, float(rng.uniform(-4, 8))), (1.0, float(rng.uniform(6, 20)))):
-        middle = spine.centres[4] + [side * rng.uniform(68, 76), rng.uniform(-20, -10), 10.0 - drop]
+        middle = spine.centres[4] + [side * rng.uniform(68, 76), rng.uniform(-14, -4), 10.0 - drop]
         rotation = turn(roll_deg=side * rng.uniform(8, 16), yaw_deg=-side * rng.uniform(15, 35))
         radii = np.array([27.0, 26.0, 54.0]) * size * (1 + rng.normal(0, 0.04, 3))
         hilum = middle + rotation @ np.array([-side * (radii[0] - 3.0), 2.0, 0])

@@ -16,10 +16,10 @@ from retroln.imaging.phantom.shapes import Barrel, Ellipsoid, Point, Shape, smoo
 LEVELS = ("S1", "L5", "L4", "L3", "L2", "L1", "T12", "T11")
 LEVEL_IDS = dict(zip(LEVELS, range(26, 34), strict=True))
 _TILT_DEG = np.array([36.0, 20.0, 8.0, -1.0, -7.0, -11.0, -13.0, -12.0])
-_HEIGHT_MM = np.array([28.0, 27.5, 27.5, 27.5, 27.0, 26.5, 25.0, 24.0])
+_HEIGHT_MM = np.array([28.0, 28.5, 28.5, 28.5, 28.0, 27.5, 26.0, 25.0])
 _DISC_MM = np.array([9.5, 10.5, 10.0, 9.0, 8.0, 6.0, 5.0])
-_HALF_WIDTH_MM = np.array([24.0, 25.5, 25.0, 24.0, 23.0, 22.0, 21.0, 20.0])
-_HALF_DEPTH_MM = np.array([16.0, 17.5, 17.5, 17.5, 17.0, 16.5, 16.0, 15.5])
+_HALF_WIDTH_MM = np.array([25.5, 27.0, 26.0, 25.0, 24.0, 23.0, 22.0, 21.0])
+_HALF_DEPTH_MM = np.array([17.0, 18.5, 18.5, 18.5, 18.0, 17.5, 17.0, 16.5])
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +67,7 @@ def make_spine(rng: np.random.Generator, *, fused_l2: bool) -> Spine:
 
 def spine_parts(spine: Spine) -> list[Part]:
     """Discs, canal and vertebrae in paint order; label S1 includes the top of the sacral wings."""
-    parts = [Part(shape, 25.0) for shape in _canal(spine)]
+    parts = [*_beyond(spine), *(Part(shape, 25.0) for shape in _canal(spine))]
     for i in range(7):
         parts.append(_disc(spine, i))
     for i, level in enumerate(LEVELS):
@@ -76,6 +76,22 @@ def spine_parts(spine: Spine) -> list[Part]:
         parts += [_bone(shape, spine, label) for shape in (_wings(spine) if level == "S1" else [])]
         body = Barrel(spine.centres[i], spine.frames[i], tuple(spine.half_mm[i]), 0.1)
         parts.append(_bone(body, spine, label))
+    return parts
+
+
+def _beyond(spine: Spine) -> list[Part]:
+    """Unlabelled neighbours: T10, T9 above and the sacrum from S2 down."""
+    parts = []
+    for level, step, pitch in ((7, 1, 0.0), (7, 2, -2.0), (0, -1, 14.0), (0, -2, 26.0)):
+        frame = spine.frames[level] @ turn(pitch_deg=-pitch)
+        shift = frame[:, 2] * step * (28.0 if step > 0 else 24.0) * spine.scale
+        shrink = 0.95**step if step > 0 else 0.8**-step
+        half = spine.half_mm[level] * [shrink, shrink, 1.0 if step > 0 else 0.9]
+        body = Barrel(spine.centres[level] + shift, frame, (half[0], half[1], half[2]), 0.1)
+        parts.append(Part(body, spine.cancellous_hu, 430.0, 1.3, solid=True))
+        if step > 0:
+            tip = body.centre - frame @ np.array([0, 52.0, 18.0]) * spine.scale
+            parts.append(Part(Ellipsoid.of(tip, (4.0, 18.0, 10.0), frame), 180.0, 420.0, 1.3))
     return parts
 
 
@@ -106,6 +122,7 @@ def _pitch(spine: Spine, i: int) -> float:
 
 def _canal(spine: Spine) -> list[Shape]:
     behind = spine.centres - spine.frames[:, :, 1] * (spine.half_mm[:, 1:2] + 6.5)
+    behind = np.vstack([behind, behind[-1] + 60 * spine.frames[-1, :, 2]])
     return [*tube(behind, 7.5 * spine.scale)]
 
 
@@ -121,21 +138,21 @@ def _posterior(spine: Spine, i: int) -> list[Shape]:
     shapes: list[Shape] = []
     for side in (-1.0, 1.0):
         x = side * (14.0 if lumbar else 13.0)
-        shapes += tube([at(x, -6, 5), at(x, 8, 4)], [5.2 * s, 4.6 * s])
+        shapes += tube([at(x, -6, 5), at(x, 8, 4)], [6.2 * s, 5.6 * s])
         shapes += tube(
-            [at(x, 9, 4), at(side * 8, 17, -3), at(side * 1.5, 21, -8)], [4.2 * s, 3.8 * s, 3.6 * s]
+            [at(x, 9, 4), at(side * 8, 17, -3), at(side * 1.5, 21, -8)], [5.6 * s, 5.0 * s, 4.4 * s]
         )
         shapes += tube(
-            [at(x * 1.1, 11, 16), at(x * 1.15, 12, -1), at(x * 0.95, 15, -15)], [4.0 * s, 5.5 * s, 4.6 * s]
+            [at(x * 1.1, 11, 16), at(x * 1.15, 12, -1), at(x * 0.95, 15, -15)], [5.0 * s, 7.0 * s, 5.8 * s]
         )
         reach = 40.0 if lumbar else 28.0
         if i > 0:
-            shapes += tube([at(x, 9, 4), at(side * reach, 16, 5)], [4.4 * s, 2.8 * s])
+            shapes += tube([at(x, 9, 4), at(side * reach, 16, 5)], [5.0 * s, 3.4 * s])
     length = (14, 26, 30, 32, 32, 31, 29, 30)[i]
     shapes.append(
         Ellipsoid.of(
             at(0, 21 + length / 2, -12 if lumbar else -16),
-            (3.4 * s, (length / 2 + 3) * s, 10.5 * s),
+            (4.2 * s, (length / 2 + 3) * s, 10.5 * s),
             spine.frames[i] @ turn(pitch_deg=12),
         )
     )
