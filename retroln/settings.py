@@ -61,7 +61,7 @@ class TrainSpec(BaseModel):
     test_fraction: float = Field(0.2, gt=0, lt=1, description="share of patients locked away for testing")
     seed: int = 600
     containment_min: float = Field(
-        0.98, ge=0, le=1, description="share of labelled node voxels that must lie in the region"
+        0.9, ge=0, le=1, description="share of a case's labelled node voxels that must lie in the region"
     )
     override_containment: bool = Field(False, description="a person takes responsibility for nodes outside")
     stand_in: str | None = Field(

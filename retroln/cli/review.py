@@ -12,11 +12,11 @@ _comment = click.option("--comment", required=True, help="Why, as it shall stand
 
 @click.command()
 @click.argument("version", type=int)
-@_reviewer
-@_comment
+@click.option("--reviewer", help="Who decides, as it shall stand in the audit.")
+@click.option("--comment", help="Why, as it shall stand in the audit.")
 @click.option("--reject", is_flag=True, help="Record a rejection instead.")
 @click.option("--check", "only_check", is_flag=True, help="Show the gates and change nothing.")
-def promote(version: int, reviewer: str, comment: str, reject: bool, only_check: bool) -> None:
+def promote(version: int, reviewer: str | None, comment: str | None, reject: bool, only_check: bool) -> None:
     """Make VERSION the champion if its gates pass; the old champion becomes `previous`."""
     from retroln.steps import promote as step
 
@@ -26,6 +26,8 @@ def promote(version: int, reviewer: str, comment: str, reject: bool, only_check:
         click.echo(f"{'pass' if check.passed else 'FAIL'}  {check.name}: {check.got} (needed {check.needed})")
     if only_check:
         return
+    if not reviewer or not comment:
+        raise click.UsageError("a decision needs --reviewer and --comment; --check alone needs neither")
     if reject:
         step.reject(settings, version, reviewer=reviewer, comment=comment)
         click.echo(f"version {version} is rejected")

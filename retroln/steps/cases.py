@@ -35,7 +35,7 @@ def run_cases(
     outcomes = []
     for outcome in _stream(function, items, case_id, processes):
         if outcome.outcome in (Outcome.QUARANTINED, Outcome.FAILED):
-            log.warning("%s %s: %s", outcome.case_id, outcome.outcome.value, outcome.detail)
+            log.info("%s %s: %s", outcome.case_id, outcome.outcome.value, outcome.detail)
         notify(outcome)
         outcomes.append(outcome)
     return outcomes

@@ -7,6 +7,8 @@ source), under a key that holds the hash of the source bytes, so that ingesting 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from retroln.anatomy.vertebrae import Vertebrae
 from retroln.catalog.accounting import CaseOutcome, Outcome
 from retroln.catalog.records import ScanDraft, ScanRecord
 from retroln.catalog.states import ScanState
-from retroln.errors import InputError, NotFoundError
+from retroln.errors import InputError, LandmarkError, NotFoundError
 from retroln.files import sha256_json
 from retroln.imaging import nifti
 from retroln.imaging.geometry import Grid, require_same_grid
@@ -139,7 +141,8 @@ def _canonicalise(
         keys["vertebrae"] = _store(workspace, labels, folder, base + "vertebrae.nii.gz")
         workspace.store.put_bytes(_spine_facts(spine), facts_key(keys["vertebrae"]))
     if "mask" in parts:
-        mask = nifti.read_labels(_only_file(folder / "mask"))
+        with _blaming(str(entry.mask)):
+            mask = nifti.read_labels(_only_file(folder / "mask"))
         require_same_grid(ct.grid, mask.grid, what="node mask", file=entry.mask)
         keys["mask"] = _store(workspace, mask, folder, base + "mask.nii.gz")
     keys["ct"] = _store(workspace, ct, folder, base + "ct.nii.gz")
@@ -163,17 +166,39 @@ def _canonicalise(
 
 
 def _read_ct(folder: Path, entry: CaseEntry) -> Volume:
-    ct = nifti.read(_only_file(folder))
-    nifti.check_ct(ct, entry.ct)
+    with _blaming(entry.ct):
+        ct = nifti.read(_only_file(folder))
+        nifti.check_ct(ct, entry.ct)
     return ct
 
 
 def _read_vertebrae(folder: Path, entry: CaseEntry, grid: Grid) -> Vertebrae:
     single = entry.vertebrae and not entry.vertebrae.endswith("/") and (folder / Path(entry.vertebrae).name)
     path = single if single and single.exists() else folder
-    vertebrae = Vertebrae.read(path, entry.label_ids)
+    try:
+        with _blaming(str(entry.vertebrae)):
+            vertebrae = Vertebrae.read(path, entry.label_ids)
+    except NotFoundError as error:
+        raise LandmarkError(
+            "no vertebra level in the folder",
+            reason="landmarks_missing",
+            file=entry.vertebrae,
+            expected="files named vertebrae_<LEVEL>.nii.gz",
+            got=", ".join(sorted(found.name for found in folder.iterdir()))[:200],
+            fix="deliver one file per level, or one label map",
+        ) from error
     require_same_grid(grid, vertebrae.grid, what="vertebra label map", file=entry.vertebrae)
     return vertebrae
+
+
+@contextmanager
+def _blaming(key: str) -> Iterator[None]:
+    """Let an error name the object as delivered, not the copy in a scratch folder."""
+    try:
+        yield
+    except InputError as error:
+        named = {name: getattr(error, name) for name in ("expected", "got", "fix")}
+        raise type(error)(error.what, reason=error.reason, file=key, **named) from error
 
 
 def facts_key(vertebrae_key: str) -> str:

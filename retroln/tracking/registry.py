@@ -213,7 +213,8 @@ class MlflowRegistry:
                 return self.connection.client.get_model_version(self.name, str(version))
         except NotFoundError as error:
             raise NotFoundError(
-                f"model {self.name} has no version {version}", fix="`retroln status` lists the versions"
+                f"model {self.name} has no version {version}",
+                fix="open the registry in MLflow to see the versions",
             ) from error
 
     @staticmethod
