@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from retroln.imaging.phantom.canvas import Part
-from retroln.imaging.phantom.shapes import Ellipsoid, Point, Segment, Trunk, smooth, tube, turn
+from retroln.imaging.phantom.shapes import Ellipsoid, Point, Segment, Trunk, moved, smooth, tube, turn
 from retroln.imaging.phantom.spine import Spine
 
 
@@ -92,25 +92,22 @@ def psoas_parts(rng: np.random.Generator, spine: Spine, hu: dict[str, float]) ->
         knots.insert(0, pelvis * [0, 1, 1] + [out[0], 34, -62])
         radii = np.interp(np.arange(25), np.arange(0, 25, 4), np.array([19, 20, 20, 19, 15, 10, 5]) * bulk)
         parts += [Part(s, hu["muscle"]) for s in tube(smooth(knots, 4), radii.tolist())]
-        wing = Ellipsoid.of(
-            pelvis * [0, 1, 1] + [side * 90, 12, -30],
-            (8, 54, 60),
-            turn(roll_deg=side * 22, yaw_deg=side * 34),
-        )
-        gluteus = Ellipsoid.of(
-            pelvis * [0, 1, 1] + [side * 102, -8, -44], (18, 48, 60), turn(yaw_deg=side * 34)
-        )
-        iliacus = Ellipsoid.of(
-            pelvis * [0, 1, 1] + [side * 79, 17, -34],
-            (15, 46, 50),
-            turn(roll_deg=side * 22, yaw_deg=side * 34),
-        )
-        parts += [
-            Part(gluteus, hu["muscle"] - 6),
-            Part(iliacus, hu["muscle"] - 4),
-            Part(wing, 150.0, 480.0, 2.0, solid=True),
-        ]
+        parts += _pelvis_parts(pelvis * [0, 1, 1], side, hu)
     return parts
+
+
+def _pelvis_parts(middle: Point, side: float, hu: dict[str, float]) -> list[Part]:
+    """Gluteal muscle, iliacus and iliac wing of one side."""
+    flare = turn(roll_deg=side * 22, yaw_deg=side * 34)
+    upright = turn(yaw_deg=side * 34)
+    gluteus = Ellipsoid.of(moved(middle, side * 102, -8, -44), (18, 48, 60), upright)
+    iliacus = Ellipsoid.of(moved(middle, side * 79, 17, -34), (14, 42, 50), flare)
+    wing = Ellipsoid.of(moved(middle, side * 90, 12, -30), (8, 54, 60), flare)
+    return [
+        Part(gluteus, hu["muscle"] - 6),
+        Part(iliacus, hu["muscle"] - 4),
+        Part(wing, 150.0, 480.0, 2.0, solid=True),
+    ]
 
 
 def make_kidneys(rng: np.random.Generator, spine: Spine) -> tuple[Kidney, Kidney]:
@@ -144,42 +141,40 @@ def kidney_parts(kidney: Kidney, hu: dict[str, float]) -> list[Part]:
 def upper_organ_parts(
     rng: np.random.Generator, spine: Spine, habitus: Habitus, hu: dict[str, float]
 ) -> list[Part]:
-    """Liver, spleen, stomach, pancreas and gallbladder."""
-    top, (wide, deep) = spine.centres[6], habitus.cavity_half_mm
-    front = habitus.centre[1]
-    liver = [
-        ((wide * 0.52, front + 8, top[2] - 2), (wide * 0.46, deep * 0.76, 82.0), turn(roll_deg=-12)),
-        ((wide * 0.12, front + deep * 0.42, top[2] + 25), (wide * 0.52, deep * 0.36, 52.0), turn(roll_deg=8)),
-        ((wide * 0.70, front - 8, top[2] - 48), (wide * 0.24, deep * 0.48, 62.0), turn(roll_deg=-6)),
+    """Liver, spleen, stomach with gas, gallbladder and pancreas."""
+    top, (wide, deep) = float(spine.centres[6][2]), habitus.cavity_half_mm
+    front = float(habitus.centre[1])
+    stomach_at, lean = (-wide * 0.42, front + deep * 0.30, top + 2), turn(roll_deg=-25)
+    gas_at = (stomach_at[0], stomach_at[1] + 20, top + 6)
+    gallbladder = Ellipsoid.of((wide * 0.36, front + deep * 0.48, top - 62), (13, 15, 30))
+    spleen_turn = turn(yaw_deg=-35, roll_deg=-12)
+    spleen = Ellipsoid.of((-wide * 0.72, front - deep * 0.38, top + 4), (26, 40, 52), spleen_turn)
+    return [
+        *(Part(shape, hu["liver"], solid=True) for shape in _liver(top, front, wide, deep)),
+        Part(spleen, hu["spleen"], solid=True),
+        Part(Ellipsoid.of(stomach_at, (44, 38, 62), lean), 25.0, hu["bowel_wall"], 4.0),
+        Part(Ellipsoid.of(gas_at, (30, 13, 44), lean), -950.0),
+        Part(gallbladder, 8.0, 35.0, 1.5),
+        *flat(_pancreas(rng, float(spine.front(5)[1]) + 38, top), hu["gland"] - 8),
     ]
-    parts = [Part(Ellipsoid.of(c, r, t), hu["liver"], solid=True) for c, r, t in liver]
-    parts.append(
-        Part(
-            Ellipsoid.of(
-                (-wide * 0.72, front - deep * 0.38, top[2] + 4), (26, 40, 52), turn(yaw_deg=-35, roll_deg=-12)
-            ),
-            hu["spleen"],
-            solid=True,
-        )
+
+
+def _liver(top: float, front: float, wide: float, deep: float) -> list[Ellipsoid]:
+    """Right lobe, left lobe, lower right segments."""
+    lobes = (
+        ((wide * 0.52, front + 8, top - 2), (wide * 0.46, deep * 0.76, 82.0), -12),
+        ((wide * 0.12, front + deep * 0.42, top + 25), (wide * 0.52, deep * 0.36, 52.0), 8),
+        ((wide * 0.70, front - 8, top - 48), (wide * 0.24, deep * 0.48, 62.0), -6),
     )
-    stomach = Ellipsoid.of((-wide * 0.42, front + deep * 0.30, top[2] + 2), (44, 38, 62), turn(roll_deg=-25))
-    gas = Ellipsoid.of((-wide * 0.42, front + deep * 0.30 + 20, top[2] + 6), (30, 13, 44), turn(roll_deg=-25))
-    parts += [Part(stomach, 25.0, hu["bowel_wall"], 4.0), Part(gas, -950.0)]
-    parts.append(
-        Part(Ellipsoid.of((wide * 0.36, front + deep * 0.48, top[2] - 62), (13, 15, 30)), 8.0, 35.0, 1.5)
-    )
-    y = spine.front(5)[1] + 38
-    pancreas = smooth(
-        [
-            (34, y - 4, top[2] - 62),
-            (14, y + 3, top[2] - 50),
-            (-20, y + 2, top[2] - 38),
-            (-60, y - 18, top[2] - 26),
-        ]
-    )
-    radii = np.interp(np.arange(len(pancreas)), (0, 4, len(pancreas) - 1), (13, 9, 7))
-    parts += [Part(s, hu["gland"] - 8) for s in tube(pancreas, (radii * rng.uniform(0.85, 1.1)).tolist())]
-    return parts
+    return [Ellipsoid.of(centre, radii, turn(roll_deg=roll)) for centre, radii, roll in lobes]
+
+
+def _pancreas(rng: np.random.Generator, y: float, top: float) -> list[Segment]:
+    """From the head beside the duodenum to the tail at the spleen."""
+    knots = [(34, y - 4, top - 62), (14, y + 3, top - 50), (-20, y + 2, top - 38), (-60, y - 18, top - 26)]
+    path = smooth(knots)
+    radii = np.interp(np.arange(len(path)), (0, 4, len(path) - 1), (13, 9, 7))
+    return tube(path, (radii * rng.uniform(0.85, 1.1)).tolist())
 
 
 def flat(segments: list[Segment], hu: float, *, solid: bool = False) -> list[Part]:
