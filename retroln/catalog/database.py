@@ -8,7 +8,7 @@ import sqlite3
 import time
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -74,10 +74,14 @@ def open_database(url: str) -> Database:
     if address.get_backend_name() == "sqlite" and address.database not in (None, "", ":memory:"):
         _create_parent(Path(str(address.database)))
     engine = _create_engine(address)
-    with _translated(address):
-        if address.get_backend_name() == "sqlite":
-            _use_write_ahead_log(engine)
-        _migrate(engine)
+    try:
+        with _translated(address):
+            if address.get_backend_name() == "sqlite":
+                _use_write_ahead_log(engine)
+            _migrate(engine)
+    except BaseException:
+        engine.dispose()
+        raise
     return Database(engine)
 
 
@@ -145,20 +149,17 @@ def _begin_sqlite(connection: Connection) -> None:
 def _use_write_ahead_log(engine: Engine) -> None:
     """Readers then never wait for a writer. The switch itself ignores the busy timeout."""
     deadline = time.monotonic() + _BUSY_TIMEOUT_S
-    raw = engine.raw_connection()
-    try:
-        while True:
-            try:
-                raw.cursor().execute("PRAGMA journal_mode = WAL")
-                return
-            except sqlite3.OperationalError as error:
-                if "locked" not in str(error) or time.monotonic() > deadline:
-                    raise UnavailableError(
-                        "the catalog cannot be opened", file=engine.url.database, got=str(error)
-                    ) from error
-                time.sleep(0.05)
-    finally:
-        raw.close()
+    while True:
+        try:
+            with closing(engine.raw_connection()) as connection:
+                connection.cursor().execute("PRAGMA journal_mode = WAL")
+            return
+        except (sqlite3.DatabaseError, OperationalError) as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise UnavailableError(
+                    "the catalog cannot be opened", file=engine.url.database, got=str(error)
+                ) from error
+            time.sleep(0.05)
 
 
 def _migrate(engine: Engine) -> None:

@@ -40,7 +40,10 @@ class ObjectStore(Protocol):
         ...
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """Objects whose key starts with `prefix`, in key order; hidden names are left out."""
+        """Objects whose key starts with `prefix`; hidden names are left out.
+
+        Folders and S3 itself list in key order; some S3 servers sort folder by folder.
+        """
         ...
 
     def stat(self, key: str) -> ObjectInfo:

@@ -1,6 +1,6 @@
 """An object store in a folder, for one machine.
 
-`<root>/.retroln/sha256/<key>` records the hash of what was put. While an object is replaced the
+`<root>/.retroln/sha256/` records the hash of what was put, one file per key. While an object is replaced its
 record holds the old and the new hash, so a crash at any point leaves a readable object.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from retroln.errors import InputError, NotFoundError
-from retroln.files import atomic_path, sha256_file, write_bytes
+from retroln.files import atomic_path, sha256_bytes, sha256_file, write_bytes
 from retroln.storage.base import ObjectInfo, already_there, not_found, refused_write, require_sha256
 from retroln.storage.keys import is_hidden, safe_key, safe_prefix
 
@@ -94,7 +94,7 @@ class LocalStore:
             raise refused_write(self._uri, key)
         if path.is_file() or path.is_symlink():
             with self._locked():
-                (self._records / key).unlink(missing_ok=True)
+                self._record(key).unlink(missing_ok=True)
                 path.unlink(missing_ok=True)
 
     def _path(self, key: str) -> Path:
@@ -121,9 +121,14 @@ class LocalStore:
     def _recorded(self, key: str) -> tuple[str, ...]:
         """Hashes the object may have; none known, or none asked for, gives ()."""
         try:
-            return () if self._read_only else tuple((self._records / key).read_text().split())
-        except (FileNotFoundError, NotADirectoryError):
+            return () if self._read_only else tuple(self._record(key).read_text().split())
+        except FileNotFoundError:
             return ()
+
+    def _record(self, key: str) -> Path:
+        """Named by the key's hash: what is a folder today may be an object tomorrow."""
+        name = sha256_bytes(key.encode())
+        return self._records / name[:2] / name
 
     def _verified(self, key: str, read: Callable[[], str]) -> str:
         """Run `read` until the bytes fit their record; a replacement meanwhile is no damage."""
@@ -141,7 +146,7 @@ class LocalStore:
         target = self._path(key)
         if self._read_only:
             raise refused_write(self._uri, key)
-        if target.is_dir():
+        if target.is_dir() or any(parent.is_file() for parent in target.parents):
             raise already_there(self._uri, key)
         with _partial(target) as partial:
             with partial.open("wb") as copy:
@@ -155,7 +160,7 @@ class LocalStore:
         with self._locked():
             if if_absent and target.exists():
                 raise already_there(self._uri, key)
-            record = self._records / key
+            record = self._record(key)
             if target.exists():
                 before = self._recorded(key) or (sha256_file(target),)
                 write_bytes(record, " ".join(dict.fromkeys((*before, sha256))).encode())

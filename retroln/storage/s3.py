@@ -6,7 +6,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
 
 _CHUNK_BYTES = 1 << 20
-_PART_BYTES = 16 << 20  # 10,000 parts, S3's limit, reach 160 GB
+_PART_BYTES = 8 << 20  # 10,000 parts, S3's limit, reach 80 GB
 _READ_ATTEMPTS = 4
 _MISSING = {"404", "NoSuchKey", "NotFound"}
 _TAKEN = {"412", "PreconditionFailed", "ConditionalRequestConflict"}
@@ -155,7 +155,7 @@ class S3Store:
     def _fetch(self, key: str, target: IO[bytes]) -> str:
         reply = self._client.get_object(Bucket=self._bucket, Key=self._full(key))
         digest = hashlib.sha256()
-        with reply["Body"] as body:
+        with closing(reply["Body"]) as body:
             for chunk in body.iter_chunks(_CHUNK_BYTES):
                 digest.update(chunk)
                 target.write(chunk)
@@ -176,12 +176,12 @@ class S3Store:
             return fetch()
 
     def _upload(self, key: str, sha256: str, if_absent: bool, stream: IO[bytes]) -> ObjectInfo:
-        full = self._full(key)
-        if self._read_only:
-            raise refused_write(self.uri, key)
-        metadata = {"sha256": sha256}
         condition: dict[str, Any] = {"IfNoneMatch": "*"} if if_absent else {}
-        with self._translated(key), stream:
+        metadata = {"sha256": sha256}
+        with stream, self._translated(key):
+            full = self._full(key)
+            if self._read_only:
+                raise refused_write(self.uri, key)
             first = stream.read(_PART_BYTES)
             if len(first) < _PART_BYTES:
                 self._client.put_object(
@@ -194,7 +194,7 @@ class S3Store:
     def _upload_parts(
         self, full: str, metadata: dict[str, str], condition: dict[str, Any], first: bytes, rest: IO[bytes]
     ) -> None:
-        """Send 16 MiB at a time; boto3's own transfer knows no conditional put."""
+        """Send 8 MiB at a time; boto3's own transfer knows no conditional put."""
         upload = self._client.create_multipart_upload(Bucket=self._bucket, Key=full, Metadata=metadata)
         target: dict[str, Any] = {"Bucket": self._bucket, "Key": full, "UploadId": upload["UploadId"]}
         parts: list[Any] = []
