@@ -135,7 +135,7 @@ def _head(path: Path) -> bytes:
             if start[:2] != _GZIP:
                 return start[:HEADER_BYTES]
             start += stream.read(1 << 16)
-        return zlib.decompressobj(wbits=31).decompress(start, HEADER_BYTES)
+        return bytes(_inflate(start, HEADER_BYTES)[0])
     except (FileNotFoundError, IsADirectoryError) as error:
         raise NotFoundError("no such file", file=path, fix="check the path") from error
     except zlib.error as error:
@@ -167,17 +167,23 @@ def _decompressed(data: bytes, expected: int, path: Path) -> bytes | bytearray:
 
 
 def _decompress_members(data: bytes, expected: int, path: Path) -> bytearray:
-    content = bytearray()
     try:
-        while data[:2] == _GZIP and len(content) <= expected:
-            member = zlib.decompressobj(wbits=31)
-            content += member.decompress(data, expected + 1 - len(content))
-            if len(content) <= expected and not member.eof:
-                raise _damaged(path, f"the stream ends after {len(content)} of {expected} bytes")
-            data = member.unused_data
+        content, ended = _inflate(data, expected + 1)
     except zlib.error as error:
         raise _damaged(path, str(error)) from error
+    if not ended and len(content) <= expected:
+        raise _damaged(path, f"the stream ends after {len(content)} of {expected} bytes")
     return content
+
+
+def _inflate(data: bytes, limit: int) -> tuple[bytearray, bool]:
+    """At most `limit` bytes of one or more gzip members, and whether the last one read is complete."""
+    content, ended = bytearray(), True
+    while data[:2] == _GZIP and len(content) < limit:
+        member = zlib.decompressobj(wbits=31)
+        content += member.decompress(data, limit - len(content))
+        data, ended = member.unused_data, member.eof
+    return content, ended
 
 
 def _require_possible_size(path: Path, layout: Layout) -> None:
@@ -233,14 +239,15 @@ def _real_values(layout: Layout, stored: NDArray[Any]) -> NDArray[Any]:
 
 
 def _whole_numbers(stored: NDArray[Any], layout: Layout, path: Path) -> NDArray[Any]:
-    """Rounded values of a scaled or floating label map; chunk by chunk, so that no float64 copy is made."""
+    """Rounded values of a scaled or floating label map, chunk by chunk to stay small."""
     flat = stored.ravel(order="F")
     rounded = np.empty(flat.size, np.int32)
     for start in range(0, flat.size, _CHUNK_VOXELS):
         part = slice(start, start + _CHUNK_VOXELS)
         real = flat[part] * layout.slope + layout.intercept if layout.scaled else flat[part]
         nearest = np.rint(real)
-        wrong = ~(np.abs(real - nearest) <= _LABEL_TOLERANCE) | (np.abs(nearest) >= 2**31)
+        with np.errstate(invalid="ignore"):  # infinity minus infinity is NaN, and NaN is wrong
+            wrong = ~(np.abs(real - nearest) <= _LABEL_TOLERANCE) | (np.abs(nearest) >= 2**31)
         if wrong.any():
             raise _not_integer(path, float(real[wrong][0]))
         rounded[part] = nearest
