@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import delete, select
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import Select, delete, select
 from sqlalchemy.orm import Session
 
 from retroln.catalog.database import Database
@@ -98,8 +97,8 @@ class PreparationQueries:
         _require_patients_apart(draft)
         try:
             self._insert_dataset(draft)
-        except ConflictError as error:  # another run stored this version between look and insert
-            if not isinstance(error.__cause__, IntegrityError):
+        except ConflictError:  # unless another run stored this version between look and insert
+            if not self._has_dataset(draft.version):
                 raise
         stored = self.dataset(draft.version)
         if set(stored.members) != set(draft.members):
@@ -130,14 +129,22 @@ class PreparationQueries:
         with self._database.reading() as session:
             return frozenset(session.scalars(statement))
 
+    def _has_dataset(self, version: str) -> bool:
+        with self._database.reading() as session:
+            return session.scalars(_dataset_id(version)).first() is not None
+
     def _insert_dataset(self, draft: DatasetDraft) -> None:
         with self._database.writing() as session:
-            if session.scalars(select(Dataset.id).where(Dataset.version == draft.version)).first():
+            if session.scalars(_dataset_id(draft.version)).first():
                 return
             row = Dataset(version=draft.version, manifest_key=draft.manifest_key)
             session.add(row)
             session.flush()
             session.add_all(DatasetMember(dataset_id=row.id, **vars(member)) for member in draft.members)
+
+
+def _dataset_id(version: str) -> Select[tuple[int]]:
+    return select(Dataset.id).where(Dataset.version == version)
 
 
 def crop_or_none(session: Session, scan_id: int) -> CropRecord | None:
