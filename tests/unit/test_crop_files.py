@@ -1,0 +1,249 @@
+"""`retroln crop` and `retroln paste` on files: what they write, record and refuse."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from spine import ORIENTATIONS, V2, grid_ras, reoriented, spine_labels
+
+from retroln.anatomy.vertebrae import LEVEL_ORDER
+from retroln.cli.files import crop, paste
+from retroln.errors import GeometryError, InputError, LandmarkError, NotFoundError, UserError
+from retroln.imaging import nifti
+from retroln.imaging.volume import Volume
+from retroln.settings import Hu
+from retroln.steps.files import case_id_of, crop_files, paste_file
+
+_BOX = (slice(11, 49), slice(10, 57), slice(12, 75))
+
+
+def _ct() -> np.ndarray[Any, Any]:
+    values = np.random.default_rng(5).integers(-1024, 1500, (60, 60, 90))
+    return np.asfortranarray(values.astype(np.int16))
+
+
+def _nodes() -> np.ndarray[Any, Any]:
+    nodes = np.zeros((60, 60, 90), np.uint16, order="F")
+    nodes[30:33, 30:33, 40:42] = 1
+    nodes[47:51, 30, 40] = 300
+    return nodes
+
+
+def _deliver(folder: Path, array: np.ndarray[Any, Any], name: str, orientation: str = "RAS") -> Path:
+    volume = reoriented(Volume(array, grid_ras(), grid_ras()), orientation)
+    nifti.write_source(folder / name, volume)
+    return folder / name
+
+
+def _case(folder: Path, orientation: str = "RAS") -> dict[str, Path]:
+    return {
+        "ct": _deliver(folder, _ct(), "LN_001_0000.nii.gz", orientation),
+        "vertebrae": _deliver(folder, spine_labels(), "spine.nii.gz", orientation),
+        "mask": _deliver(folder, _nodes(), "nodes.nii.gz", orientation),
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "case_id"),
+    [
+        ("LN_001_0000.nii.gz", "LN_001"),
+        ("LN_001.nii.gz", "LN_001"),
+        ("5.nii", "5"),
+        ("a_0000_b.nii.gz", "a_0000_b"),
+        ("p1.series.2.nii.gz", "p1.series.2"),
+    ],
+)
+def test_case_id_is_the_whole_name(name: str, case_id: str) -> None:
+    assert case_id_of(Path("some/folder_0000") / name) == case_id
+
+
+def test_crop_holds_hu_labels_and_record(tmp_path: Path) -> None:
+    report = crop_files(**_case(tmp_path, "PIR"), output_dir=tmp_path / "out", normalize=False)
+    assert report.case_id == "LN_001"
+    ct, mask = nib.load(tmp_path / "out/LN_001_ct.nii.gz"), nib.load(tmp_path / "out/LN_001_mask.nii.gz")
+    assert ct.get_data_dtype() == np.int16
+    assert mask.get_data_dtype() == np.uint16
+    assert np.array_equal(np.asanyarray(ct.dataobj), _ct()[_BOX])
+    assert np.array_equal(np.asanyarray(mask.dataobj), _nodes()[_BOX])
+    expected = grid_ras().affine.copy()
+    expected[:3, 3] = (-100 + 11 * 4, -50 + 10 * 4, 20 + 12 * 3)
+    np.testing.assert_allclose(ct.affine, expected, atol=1e-4)
+    np.testing.assert_allclose(mask.affine, expected, atol=1e-4)
+    record = json.loads((tmp_path / "out/LN_001_roi.json").read_text())
+    assert record == report.record
+    assert record["box_voxel"] == {"start": [11, 10, 12], "stop": [49, 57, 75]}
+    assert (record["rung"], record["mask"], record["hu_window"]) == ("l2", "given", None)
+    assert record["source"]["orientation"] == "PIR"
+    assert (record["containment"]["inside_voxels"], record["containment"]["total_voxels"]) == (20, 22)
+
+
+def test_scaled_crop_is_float32_between_0_and_1(tmp_path: Path) -> None:
+    report = crop_files(**_case(tmp_path), output_dir=tmp_path / "out", hu=Hu(low=-200, high=300))
+    image = nib.load(report.ct)
+    assert image.get_data_dtype() == np.float32
+    expected = (np.clip(_ct()[_BOX].astype(float), -200, 300) + 200) / 500
+    np.testing.assert_allclose(np.asanyarray(image.dataobj), expected, atol=1e-6)
+    assert report.record["hu_window"] == [-200.0, 300.0]
+
+
+def test_absent_mask_is_recorded_and_an_old_one_removed(tmp_path: Path) -> None:
+    case = _case(tmp_path)
+    crop_files(**case, output_dir=tmp_path / "out")
+    del case["mask"]
+    report = crop_files(**case, output_dir=tmp_path / "out")
+    assert report.mask is None
+    assert (report.record["mask"], report.record["containment"]) == ("absent", None)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "LN_001_ct.nii.gz",
+        "LN_001_roi.json",
+    ]
+
+
+def test_vertebrae_as_folder_give_the_same_crop(tmp_path: Path) -> None:
+    case = _case(tmp_path)
+    for level in LEVEL_ORDER:
+        mask = (spine_labels() == V2[level]).astype(np.uint8)
+        _deliver(tmp_path / "levels", mask, f"vertebrae_{level}.nii.gz", "LPS")
+    one = crop_files(**case, output_dir=tmp_path / "one")
+    other = crop_files(**{**case, "vertebrae": tmp_path / "levels"}, output_dir=tmp_path / "other")
+    assert one.record == other.record
+    assert one.ct.read_bytes() == other.ct.read_bytes()
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_every_orientation_gives_the_same_crop_and_the_way_back(tmp_path: Path, orientation: str) -> None:
+    case = _case(tmp_path, orientation)
+    report = crop_files(**case, output_dir=tmp_path / "out", normalize=False)
+    assert report.record["box_voxel"] == {"start": [11, 10, 12], "stop": [49, 57, 75]}
+    assert report.mask is not None
+    paste_file(report.mask, report.roi, tmp_path / "back.nii.gz")
+    back, delivered = nib.load(tmp_path / "back.nii.gz"), nib.load(case["mask"])
+    assert back.get_data_dtype() == delivered.get_data_dtype()
+    np.testing.assert_allclose(back.affine, delivered.affine, atol=1e-4)
+    inside = np.zeros_like(_nodes())
+    inside[_BOX] = _nodes()[_BOX]
+    expected = reoriented(Volume(inside, grid_ras(), grid_ras()), orientation).to_source()
+    assert np.array_equal(np.asanyarray(back.dataobj), expected)
+
+
+def test_label_map_in_another_orientation_is_the_same_grid(tmp_path: Path) -> None:
+    case = _case(tmp_path, "LPS")
+    case["vertebrae"] = _deliver(tmp_path, spine_labels(), "turned.nii.gz", "SAL")
+    report = crop_files(**case, output_dir=tmp_path / "out")
+    assert report.record["source"]["orientation"] == "LPS"
+
+
+@pytest.mark.parametrize("part", ["vertebrae", "mask"])
+def test_grids_that_do_not_agree_are_refused_and_nothing_is_written(tmp_path: Path, part: str) -> None:
+    case = _case(tmp_path)
+    array = spine_labels() if part == "vertebrae" else _nodes()
+    nifti.write(tmp_path / "moved.nii.gz", array, grid_ras(origin_mm=(-99.0, -50.0, 20.0)))
+    nifti.write(tmp_path / "halved.nii.gz", array[::2], grid_ras((30, 60, 90), (8.0, 4.0, 3.0)))
+    for name, expected in (("moved", "1.00 mm apart"), ("halved", r"\(30, 60, 90\)")):
+        with pytest.raises(GeometryError, match=expected) as caught:
+            crop_files(**{**case, part: tmp_path / f"{name}.nii.gz"}, output_dir=tmp_path / "out")
+        assert caught.value.reason == "grid_mismatch"
+    assert not (tmp_path / "out").exists()
+
+
+def test_mirrored_label_map_is_refused(tmp_path: Path) -> None:
+    case = _case(tmp_path)
+    mirrored = grid_ras().affine @ np.diag([-1.0, 1, 1, 1])
+    place = type(grid_ras())((60, 60, 90), mirrored)
+    nifti.write(tmp_path / "mirrored.nii.gz", spine_labels(), place)
+    with pytest.raises(GeometryError, match="does not lie on"):
+        crop_files(**{**case, "vertebrae": tmp_path / "mirrored.nii.gz"}, output_dir=tmp_path / "out")
+
+
+def test_vertebrae_that_need_a_person_are_refused(tmp_path: Path) -> None:
+    case = _case(tmp_path)
+    with pytest.raises(LandmarkError) as caught:
+        crop_files(**case, output_dir=tmp_path / "out", label_ids="verse")
+    assert caught.value.reason in {"no_lumbar_level", "landmarks_implausible"}
+    assert not (tmp_path / "out").exists()
+
+
+def test_scaling_what_is_not_hu_is_refused(tmp_path: Path) -> None:
+    case = _case(tmp_path)
+    scaled = np.random.default_rng(0).random((60, 60, 90), np.float32)
+    case["ct"] = _deliver(tmp_path, scaled, "scaled.nii.gz")
+    with pytest.raises(InputError) as caught:
+        crop_files(**case, output_dir=tmp_path / "out")
+    assert caught.value.reason == "not_ct"
+
+
+@pytest.mark.parametrize("case_id", ["../x", "a/b", "", ".hidden", "a b"])
+def test_case_id_cannot_leave_the_folder(tmp_path: Path, case_id: str) -> None:
+    case = _case(tmp_path)
+    if not case_id:
+        case["ct"] = _deliver(tmp_path, _ct(), ".nii.gz")
+    with pytest.raises(UserError, match="case id"):
+        crop_files(**case, output_dir=tmp_path / "out", case_id=case_id)
+
+
+def test_paste_refuses_a_crop_of_another_region(tmp_path: Path) -> None:
+    report = crop_files(**_case(tmp_path), output_dir=tmp_path / "out")
+    nifti.write(tmp_path / "other.nii.gz", _nodes()[_BOX], grid_ras((38, 47, 63)))
+    with pytest.raises(GeometryError, match=r"the region of LN_001_roi\.json"):
+        paste_file(tmp_path / "other.nii.gz", report.roi, tmp_path / "back.nii.gz")
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 1}'])
+def test_paste_refuses_what_is_no_record(tmp_path: Path, content: str) -> None:
+    report = crop_files(**_case(tmp_path), output_dir=tmp_path / "out")
+    (tmp_path / "bad.json").write_text(content)
+    with pytest.raises(InputError) as caught:
+        paste_file(report.ct, tmp_path / "bad.json", tmp_path / "back.nii.gz")
+    assert caught.value.reason == "bad_roi"
+    with pytest.raises(NotFoundError):
+        paste_file(report.ct, tmp_path / "missing.json", tmp_path / "back.nii.gz")
+    with pytest.raises(UserError, match="NIfTI extension"):
+        paste_file(report.ct, report.roi, tmp_path / "back.png")
+
+
+def _run_crop(folder: Path, *extra: str) -> Result:
+    options = [item for name, path in _case(folder).items() for item in (f"--{name}", str(path))]
+    return CliRunner().invoke(crop, [*options, "--output-dir", str(folder / "out"), *extra])
+
+
+def test_commands_write_and_say_what_was_found(tmp_path: Path) -> None:
+    result = _run_crop(tmp_path, "--no-normalize", "--case-id", "mine")
+    assert result.exit_code == 0, result.output
+    assert "mine: voxels [11, 10, 12] to [49, 57, 75] (RAS+), L2 by l2" in result.output
+    assert "node voxels inside: 20 of 22" in result.output
+    arguments = ["--crop", tmp_path / "out/mine_mask.nii.gz", "--roi", tmp_path / "out/mine_roi.json"]
+    back = CliRunner().invoke(paste, [*map(str, arguments), "--output", str(tmp_path / "back.nii.gz")])
+    assert back.exit_code == 0, back.output
+    assert np.asanyarray(nib.load(tmp_path / "back.nii.gz").dataobj).sum() == 18 + 2 * 300
+
+
+@pytest.mark.parametrize("window", [("400", "-1000"), ("nan", "400"), ("-inf", "400")])
+def test_window_must_be_a_window(tmp_path: Path, window: tuple[str, str]) -> None:
+    result = _run_crop(tmp_path, "--hu-window", *window)
+    assert result.exit_code == 2
+    assert "LOW must be below HIGH" in result.output
+
+
+def test_a_user_error_is_one_line_and_a_code_without_heavy_imports(tmp_path: Path) -> None:
+    """The whole command as typed; it must not load nibabel, torch or the servers' clients."""
+    arguments = ["crop", "--ct", "missing.nii.gz", "--vertebrae", "x", "--output-dir", str(tmp_path)]
+    code = (
+        "import sys\n"
+        "from retroln.cli import main\n"
+        f"sys.argv = ['retroln', *{arguments!r}]\n"
+        "try:\n    main()\n"
+        "finally:\n"
+        "    heavy = {'nibabel', 'scipy', 'torch', 'sqlalchemy', 'mlflow', 'prefect', 'boto3'}\n"
+        "    assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == NotFoundError.exit_code
+    assert done.stderr == "error: missing.nii.gz: no such file; fix: check the path\n"
