@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from itertools import combinations
 from pathlib import Path
@@ -90,19 +90,14 @@ class Vertebrae:
         levels: only levels with at least one voxel, top to bottom.
         overlap_voxels: voxels claimed by two levels (per-level files only).
         source: grid of the label map as delivered.
-        rib_voxels: RAS+ indices (n, 3) of 12th ribs that start at T12; empty also when none are labelled.
+        ribs_at_t12: a labelled 12th rib starts at T12; False also when no ribs are labelled.
     """
 
     grid: Grid
     levels: Mapping[Level, Vertebra]
     overlap_voxels: int
     source: Grid
-    rib_voxels: NDArray[np.intp] = field(default_factory=lambda: np.empty((0, 3), np.intp))
-
-    @property
-    def ribs_at_t12(self) -> bool:
-        """True when a labelled 12th rib confirms T12."""
-        return len(self.rib_voxels) > 0
+    ribs_at_t12: bool = False
 
     @classmethod
     def read(cls, path: Path, scheme: LabelScheme) -> Vertebrae:
@@ -126,7 +121,7 @@ class Vertebrae:
             cut = [_cut_out(labels == value, level, outer.start) for value, level in ids.items()]
             found = [vertebra for vertebra in cut if vertebra is not None]
         levels = _in_order(found)
-        ribs = _ribs_at_t12(volume, levels, _RIB_12_IDS[scheme])
+        ribs = _ribs_start_at_t12(volume, levels, _RIB_12_IDS[scheme])
         return cls(volume.grid, levels, 0, volume.source, ribs)
 
     @classmethod
@@ -151,12 +146,8 @@ class Vertebrae:
         return cls(grid, levels, _overlap_voxels(list(levels.values())), source)
 
     def to_label_map(self) -> NDArray[np.uint8]:
-        """RAS+ label map in TotalSegmentator v2 ids, Fortran order; where levels overlap the lower wins.
-
-        Ribs that confirm T12 are kept as rib 12 (left), so that the map read again is anchored as well.
-        """
+        """RAS+ label map in TotalSegmentator v2 ids, Fortran order; where levels overlap the lower wins."""
         labels = np.zeros(self.grid.shape, np.uint8, order="F")
-        labels[tuple(self.rib_voxels.T)] = _RIB_12_IDS["totalseg-v2"][0]
         for level, vertebra in self.levels.items():
             labels[vertebra.box.slices][vertebra.mask] = _IDS["totalseg-v2"][level]
         return labels
@@ -246,36 +237,31 @@ def _shared(a: Vertebra, b: Vertebra) -> int:
     return int(np.count_nonzero(common[0] & common[1]))
 
 
-def _ribs_at_t12(
-    volume: Volume, levels: Mapping[Level, Vertebra], rib_ids: tuple[int, ...]
-) -> NDArray[np.intp]:
-    """Indices of 12th-rib voxels around T12, if T12 is the level that a 12th rib starts at.
+def _ribs_start_at_t12(volume: Volume, levels: Mapping[Level, Vertebra], rib_ids: tuple[int, ...]) -> bool:
+    """True when T12 is the level whose centroid comes nearest to a 12th rib, and within 45 mm.
 
-    That is the level whose centroid comes nearest to the rib, within 45 mm. In the examples that this was
-    set on, the rib's head lies 34 to 38 mm from T12's centroid and 44 mm or more from T11's and L1's, so a
-    numbering that is one level off does not pass. Levels cut by the top or bottom border say nothing.
+    In the whole-spine examples that this was set on, the rib's head lies 34 to 38 mm from T12's centroid
+    and 44 mm or more from T11's and L1's, so a numbering that is one level off does not pass. Levels cut by
+    the top or bottom border say nothing.
     """
-    none = np.empty((0, 3), np.intp)
-    top = volume.grid.shape[2]
-    whole = {level: v for level, v in levels.items() if v.box.start[2] > 0 and v.box.stop[2] < top}
+    whole = {
+        level: v for level, v in levels.items() if v.box.start[2] > 0 and v.box.stop[2] < volume.grid.shape[2]
+    }
     if Level.T12 not in whole or not rib_ids:
-        return none
+        return False
     spacing_mm = np.array(volume.grid.spacing_mm)
-    centre = whole[Level.T12].centroid_index()
+    centre = levels[Level.T12].centroid_index()
     reach = np.ceil(_RIB_REACH_MM / spacing_mm)
     low, high = np.maximum(centre - reach, 0).astype(int), (centre + reach + 1).astype(int)
     near = volume.array[tuple(slice(lo, hi) for lo, hi in zip(low, high, strict=True))]
-    ribs = np.argwhere(np.isin(near, rib_ids)) + low
-    if not len(ribs):
-        return none
+    ribs_mm = (np.argwhere(np.isin(near, rib_ids)) + low) * spacing_mm
+    if not len(ribs_mm):
+        return False
+    rivals = {level: whole[level] for level in LEVEL_ORDER[:3] if level in whole}
     distance_mm = {
-        level: _nearest_mm(ribs, whole[level], spacing_mm) for level in LEVEL_ORDER[:3] if level in whole
+        level: float(np.linalg.norm(ribs_mm - vertebra.centroid_index() * spacing_mm, axis=1).min())
+        for level, vertebra in rivals.items()
     }
-    nearest = min(distance_mm, key=distance_mm.__getitem__)
-    confirmed = nearest is Level.T12 and distance_mm[Level.T12] <= _RIB_REACH_MM
-    return ribs if confirmed else none
-
-
-def _nearest_mm(index: NDArray[np.intp], vertebra: Vertebra, spacing_mm: NDArray[np.float64]) -> float:
-    """Distance from the level's centroid to the nearest of the voxels."""
-    return float(np.linalg.norm((index - vertebra.centroid_index()) * spacing_mm, axis=1).min())
+    return min(distance_mm, key=distance_mm.__getitem__) is Level.T12 and (
+        distance_mm[Level.T12] <= _RIB_REACH_MM
+    )

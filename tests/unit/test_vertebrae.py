@@ -118,9 +118,3 @@ def test_rib_at_t12_anchors_and_rib_at_l1_does_not() -> None:
     assert _with_ribs((37, 12, 71)).ribs_at_t12  # beside T12, slices 67..74
     assert not _with_ribs((37, 12, 60)).ribs_at_t12  # beside L1
     assert not spine().ribs_at_t12
-
-
-def test_the_label_map_keeps_the_anchor() -> None:
-    found = _with_ribs((37, 12, 71))
-    assert spine(found.to_label_map()).ribs_at_t12
-    assert np.count_nonzero(found.to_label_map() == 103) == 8
