@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsError as SourceError
+
+from retroln.errors import SettingsError
 
 LabelScheme = Literal["totalseg-v2", "totalseg-v1", "verse"]
 
@@ -99,3 +102,29 @@ class Settings(BaseSettings):
     s3_access_key: SecretStr | None = None
     s3_secret_key: SecretStr | None = None
     s3_region: str = "us-east-1"
+
+    def __init__(self, **values: Any) -> None:
+        """Read the variables.
+
+        Raises:
+            SettingsError: names the variable, what was expected and what it holds.
+        """
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise _unusable(error) from error
+        except SourceError as error:
+            raise SettingsError(str(error), fix="correct the variable or .env") from error
+
+
+def _unusable(error: ValidationError) -> SettingsError:
+    """The first thing wrong, under the variable's name; a secret's value is not shown."""
+    found = error.errors(include_url=False)[0]
+    name = "RETROLN_" + "__".join(str(piece) for piece in found["loc"]).upper()
+    got = None if "SECRET" in name or "ACCESS_KEY" in name else repr(found["input"])
+    return SettingsError(
+        f"{name} cannot be used",
+        expected=found["msg"].removeprefix("Input should be "),
+        got=got,
+        fix=f"correct {name} in the environment or in .env",
+    )

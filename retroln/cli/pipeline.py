@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import click
 
 from retroln.catalog.accounting import Accounting, CaseOutcome, Outcome
 from retroln.settings import Settings, TrainSpec
 from retroln.steps import runs
+
+Profile = Literal["reference", "demo"]
 
 _FAILED_EXIT_CODE = 10
 
@@ -35,29 +37,35 @@ def prepare(limit: int | None) -> None:
     from retroln.steps import prepare as step
 
     settings = Settings()
-    waiting = step.scans_left(settings)
-    left = waiting[:limit]
-    if len(left) < len(waiting):
-        click.echo(f"--limit {limit}: {len(waiting) - len(left)} scans stay waiting", err=True)
+    left = _limited(step.scans_left(settings), limit)
     with _progress("prepare", len(left)) as tell:
         run = runs.Run.begin(settings, "prepare", {"limit": limit})
         others = step.untouched(settings)
         _finish(run, others + step.prepare(settings, left, run_id=run.run_id, on_outcome=tell))
 
 
+def _folds(_: click.Context, __: click.Parameter, text: str) -> tuple[int, ...]:
+    last = TrainSpec.model_fields["n_folds"].default - 1
+    pieces = text.split(",")
+    if len(set(pieces)) < len(pieces) or not set(pieces) <= {str(fold) for fold in range(last + 1)}:
+        raise click.BadParameter(f"expected numbers from 0 to {last}, each once, got {text}")
+    return tuple(int(piece) for piece in pieces)
+
+
 @click.command()
 @click.option("--profile", type=click.Choice(["reference", "demo"]), default="reference", show_default=True)
-@click.option("--folds", default="0", show_default=True, help="Folds to train, e.g. 0,1,2,3,4.")
+@click.option(
+    "--folds", default="0", show_default=True, callback=_folds, help="Folds to train, e.g. 0,1,2,3,4."
+)
 @click.option("--epochs", type=click.IntRange(1), default=1000, show_default=True)
 @click.option("--iterations", type=click.IntRange(1), default=250, show_default=True, help="Per epoch.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--override-containment", is_flag=True, help="Train although labelled nodes lie outside.")
-def train(profile: str, folds: str, override_containment: bool, **options: Any) -> None:
+def train(profile: Profile, folds: tuple[int, ...], override_containment: bool, **options: Any) -> None:
     """Freeze a dataset version, train it, score the locked test set, register a candidate."""
     from retroln.steps import training
 
-    chosen = tuple(int(fold) for fold in folds.split(","))
-    spec = TrainSpec(profile=profile, folds=chosen, override_containment=override_containment, **options)
+    spec = TrainSpec(profile=profile, folds=folds, override_containment=override_containment, **options)
     result = training.train_candidate(Settings(), spec, on_epoch=_tell_epoch)
     click.echo(f"version {result.version} is {'unchanged' if result.skipped else 'the new candidate'}")
 
@@ -79,11 +87,18 @@ def infer(limit: int | None) -> None:
 
     settings = Settings()
     model = step.fetch_champion(settings)
-    left = step.scans_left(settings, model)[:limit]
+    left = _limited(step.scans_left(settings, model), limit)
     with _progress(f"infer v{model.version}", len(left)) as tell:
         run = runs.Run.begin(settings, "infer", {"version": model.version, "limit": limit})
         others = step.untouched(settings, model)
         _finish(run, others + step.infer(settings, model, left, run_id=run.run_id, on_outcome=tell))
+
+
+def _limited(waiting: list[int], limit: int | None) -> list[int]:
+    left = waiting[:limit]
+    if len(left) < len(waiting):
+        click.echo(f"--limit {limit}: {len(waiting) - len(left)} scans stay waiting", err=True)
+    return left
 
 
 def _finish(run: runs.Run, outcomes: Sequence[CaseOutcome]) -> None:

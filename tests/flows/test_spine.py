@@ -1,0 +1,184 @@
+"""The whole way of the data without an orchestrator: delivered CT in, a model and its findings out."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from retroln.catalog.accounting import Accounting
+from retroln.catalog.states import ScanState
+from retroln.errors import GateError
+from retroln.imaging import nifti
+from retroln.settings import GateSpec, Settings, TrainSpec
+from retroln.steps import audit, infer, ingest, prepare, promote, training
+from retroln.steps.phantom_cohort import CohortSpec, write_cohort
+from retroln.steps.runs import Run
+from retroln.steps.workspace import open_workspace
+
+COHORT = CohortSpec(patients=8, spacing_mm=(4.0, 4.0, 5.0))
+SPEC = TrainSpec(
+    profile="demo",
+    epochs=1,
+    iterations=2,
+    validation_iterations=1,
+    n_folds=2,
+    test_fraction=0.3,
+    device="cpu",
+    stand_in="trained for two steps on phantoms",
+)
+LENIENT = GateSpec(min_test_patients=1, min_sensitivity_ge10mm=0.0, max_fp_per_volume=1e9)
+
+
+@dataclass(frozen=True)
+class Spine:
+    """What the one pass over the platform left behind."""
+
+    settings: Settings
+    ingested: Accounting
+    prepared: Accounting
+    candidate: training.Candidate
+    epochs: tuple[dict[str, Any], ...]
+    inferred: Accounting
+
+
+def _ingest_and_prepare(settings: Settings) -> tuple[Accounting, Accounting]:
+    run = Run.begin(settings, "ingest", {})
+    ingested = run.finish(ingest.ingest(settings, run_id=run.run_id))
+    run = Run.begin(settings, "prepare", {})
+    others = prepare.untouched(settings)
+    left = prepare.scans_left(settings)
+    return ingested, run.finish(others + prepare.prepare(settings, left, run_id=run.run_id))
+
+
+def _infer(settings: Settings) -> Accounting:
+    model = infer.fetch_champion(settings)
+    run = Run.begin(settings, "infer", {})
+    others, left = infer.untouched(settings, model), infer.scans_left(settings, model)
+    return run.finish(others + infer.infer(settings, model, left, run_id=run.run_id))
+
+
+@pytest.fixture(scope="module")
+def spine(tmp_path_factory: pytest.TempPathFactory) -> Spine:
+    """Eight coarse phantoms and a broken file, taken once all the way to a champion's findings."""
+    folder = tmp_path_factory.mktemp("spine")
+    settings = Settings(
+        source_uri=f"file://{folder}/source",
+        store_uri=f"file://{folder}/store",
+        catalog_url=f"sqlite:///{folder}/catalog.db",
+        mlflow_uri=f"sqlite:///{folder}/mlflow.db",
+        mlflow_artifacts=str(folder / "mlartifacts"),
+        work_dir=folder / "work",
+        processes=1,
+    )
+    write_cohort(COHORT, settings)
+    ingested, prepared = _ingest_and_prepare(settings)
+    epochs: list[dict[str, Any]] = []
+    candidate = training.train_candidate(settings, SPEC, on_epoch=epochs.append)
+    with pytest.raises(GateError, match="fails its gates"):
+        promote.promote(settings, candidate.version, reviewer="Dr A", comment="by the standing gates")
+    lenient = settings.model_copy(update={"gates": LENIENT})
+    promote.promote(lenient, candidate.version, reviewer="Dr B", comment="to test the way")
+    return Spine(settings, ingested, prepared, candidate, tuple(epochs), _infer(settings))
+
+
+def _members(spine: Spine, role: str) -> list[str]:
+    return [m.case_id for m in spine.candidate.dataset.members if m.role == role]
+
+
+def test_every_case_is_accounted_for_and_the_broken_one_is_held(spine: Spine) -> None:
+    assert spine.ingested == Accounting(9, 8, 0, 1, 0)
+    assert spine.prepared == Accounting(8, 8, 0, 0, 0)
+    broken = open_workspace(spine.settings).catalog.current_scan("PBROKEN-CT1")
+    assert broken is not None
+    assert (broken.state, broken.reason) == (ScanState.QUARANTINED, "truncated")
+
+
+def test_stored_crops_lie_where_their_records_say(spine: Spine) -> None:
+    assert audit.crops_are_exact(spine.settings)
+
+
+def test_test_patients_never_reach_the_training_folders(spine: Spine) -> None:
+    test, train = _members(spine, "test"), _members(spine, "train")
+    assert len(test) >= 2
+    raw = spine.settings.work_dir / "nnunet"
+    names = {path.name for path in raw.rglob("*") if path.is_file()}
+    assert {name for case in test for name in names if case in name} == set()
+    assert all(any(case in name for name in names) for case in train)
+
+
+def test_training_reports_its_epoch_and_the_registry_names_the_data(spine: Spine) -> None:
+    assert [(e["fold"], e["epoch"], e["epochs"]) for e in spine.epochs] == [(0, 0, 1)]
+    assert np.isfinite(spine.epochs[0]["train_loss"])
+    registry = open_workspace(spine.settings).registry
+    tags = registry.tags(spine.candidate.version)
+    assert tags[promote.DATASET_TAG] == spine.candidate.dataset.version
+    assert json.loads(tags[promote.SUMMARY_TAG])["cases"] == len(_members(spine, "test"))
+    assert registry.get_alias("champion") == spine.candidate.version
+    audits = open_workspace(spine.settings).catalog.audits(spine.settings.model_name)
+    assert [(a.action, a.reviewer) for a in audits] == [("refuse", "Dr A"), ("promote", "Dr B")]
+
+
+def test_findings_lie_on_the_delivered_grid(spine: Spine, tmp_path: Path) -> None:
+    workspace = open_workspace(spine.settings)
+    for case_id in _members(spine, "test"):
+        scan = workspace.catalog.current_scan(case_id)
+        assert scan is not None
+        (prediction,) = workspace.catalog.predictions_of(scan.scan_id)
+        workspace.store.get_file(prediction.label_key, tmp_path / "labels.nii.gz")
+        workspace.source.get_file(scan.source_uri["ct"], tmp_path / "ct.nii.gz")
+        labels, delivered = (
+            nifti.read_labels(tmp_path / "labels.nii.gz"),
+            nifti.read_grid(tmp_path / "ct.nii.gz"),
+        )
+        assert labels.source.shape == delivered.shape
+        np.testing.assert_allclose(labels.source.affine, delivered.affine, atol=1e-4)
+        found = sorted(set(np.unique(labels.array)) - {0})
+        assert found == sorted(node.label for node in workspace.catalog.nodes_of(scan.scan_id))
+        page = workspace.store.get_bytes(str(prediction.page_key)).decode()
+        assert case_id in page
+        assert str(SPEC.stand_in) in page
+
+
+def test_patients_trained_on_get_no_findings(spine: Spine) -> None:
+    catalog = open_workspace(spine.settings).catalog
+    assert spine.inferred == Accounting(len(_members(spine, "test")), len(_members(spine, "test")), 0, 0, 0)
+    for case_id in _members(spine, "train"):
+        scan = catalog.current_scan(case_id)
+        assert scan is not None
+        assert catalog.predictions_of(scan.scan_id) == []
+
+
+def test_second_pass_does_nothing(spine: Spine) -> None:
+    ingested, prepared = _ingest_and_prepare(spine.settings)
+    assert ingested == Accounting(9, 0, 8, 1, 0)
+    assert prepared == Accounting(8, 0, 8, 0, 0)
+    epochs: list[dict[str, Any]] = []
+    again = training.train_candidate(spine.settings, SPEC, on_epoch=epochs.append)
+    assert (again.version, again.skipped, epochs) == (spine.candidate.version, True, [])
+    seen = spine.inferred.n_in
+    assert _infer(spine.settings) == Accounting(seen, 0, seen, 0, 0)
+
+
+def test_registered_model_predicts_through_mlflow(spine: Spine, tmp_path: Path) -> None:
+    import mlflow
+
+    workspace = open_workspace(spine.settings)
+    scan = workspace.catalog.current_scan(_members(spine, "test")[0])
+    assert scan is not None
+    crop, output = tmp_path / "crop.nii.gz", tmp_path / "labels.nii.gz"
+    workspace.store.get_file(workspace.catalog.crop_of(scan.scan_id).ct_key, crop)
+    mlflow.set_tracking_uri(spine.settings.mlflow_uri)
+    model = mlflow.pyfunc.load_model(f"models:/{spine.settings.model_name}@champion")
+    answer = model.predict(pd.DataFrame({"ct": [str(crop)], "output": [str(output)]}))
+    labels = nifti.read_labels(output)
+    assert labels.grid.shape == nifti.read(crop).grid.shape
+    assert set(np.unique(labels.array)) <= {0, 1}
+    assert list(answer.columns) == ["output", "n_nodes"]
+    assert answer["output"][0] == str(output)
+    assert (answer["n_nodes"][0] > 0) == bool(labels.array.any())
