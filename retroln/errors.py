@@ -121,4 +121,4 @@ class IntegrityError(UserError):
 class UnavailableError(UserError):
     """A server (object store, catalog, tracking) does not answer; trying again later may help."""
 
-    exit_code = 10
+    exit_code = 12

@@ -25,8 +25,8 @@ def ingest() -> None:
 
     settings = Settings()
     entries = step.list_entries(settings)
-    with _progress("ingest", len(entries)) as tell:
-        run = runs.Run.begin(settings, "ingest", {"source_uri": settings.source_uri})
+    run = runs.Run.begin(settings, "ingest", {"source_uri": settings.source_uri})
+    with run, _progress("ingest", len(entries)) as tell:
         _finish(run, step.ingest(settings, entries, run_id=run.run_id, on_outcome=tell))
 
 
@@ -38,8 +38,8 @@ def prepare(limit: int | None) -> None:
 
     settings = Settings()
     left = _limited(step.scans_left(settings), limit)
-    with _progress("prepare", len(left)) as tell:
-        run = runs.Run.begin(settings, "prepare", {"limit": limit})
+    run = runs.Run.begin(settings, "prepare", {"limit": limit})
+    with run, _progress("prepare", len(left)) as tell:
         others = step.untouched(settings)
         _finish(run, others + step.prepare(settings, left, run_id=run.run_id, on_outcome=tell))
 
@@ -88,8 +88,8 @@ def infer(limit: int | None) -> None:
     settings = Settings()
     model = step.fetch_champion(settings)
     left = _limited(step.scans_left(settings, model), limit)
-    with _progress(f"infer v{model.version}", len(left)) as tell:
-        run = runs.Run.begin(settings, "infer", {"version": model.version, "limit": limit})
+    run = runs.Run.begin(settings, "infer", {"version": model.version, "limit": limit})
+    with run, _progress(f"infer v{model.version}", len(left)) as tell:
         others = step.untouched(settings, model)
         _finish(run, others + step.infer(settings, model, left, run_id=run.run_id, on_outcome=tell))
 

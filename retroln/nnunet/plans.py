@@ -33,7 +33,7 @@ _REFERENCE_INTENSITY = {
 }
 
 _DEMO_PATCH_LIMIT = (32, 64, 64)
-_DEMO_FEATURES = (16, 32, 64, 96)
+_DEMO_FEATURES = (8, 16, 32, 64)
 _DEMO_BATCH = 2
 _DEMO_FINGERPRINT_VOXELS = 1e6  # nnU-Net's 1e8 sampled voxels take minutes and say nothing more here
 

@@ -166,6 +166,8 @@ def _child(folders: Folders, folder: Path, lock: int) -> Iterator[subprocess.Pop
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            # Threads that wait asleep: on a busy machine spinning ones take the cores from each other.
+            env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},
             pass_fds=(lock,),
         )
     try:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from retroln.catalog.records import CropRecord, DatasetDraft, DatasetRecord, MemberDraft, ScanRecord
 from retroln.errors import GateError
@@ -16,6 +18,7 @@ from retroln.settings import Settings, TrainSpec
 from retroln.steps.workspace import Workspace, open_workspace
 from retroln.tracking.runs import TrainingRun
 
+Result = TypeVar("Result")
 OnEpoch = Callable[[dict[str, Any]], None]
 Labelled = list[tuple[ScanRecord, CropRecord]]
 
@@ -120,8 +123,8 @@ def train_dataset(
     root = settings.work_dir / "nnunet" / f"{record.version[:16]}-{spec.profile}"
     folders = environment.activate(root)
     dataset.write_raw(folders, _raw_cases(workspace, record, root / "crops"))
-    plans_id = plans.plan(folders, spec.profile)
-    train.preprocess(folders, plans_id, settings.processes)
+    plans_id = _apart(plans.plan, folders, spec.profile, settings.processes)
+    _apart(train.preprocess, folders, plans_id, settings.processes)
     splits.write_splits(folders.preprocessed / dataset.DATASET_NAME, _folds(record))
     for fold in spec.folds:
         _train_fold(run, folders, plans_id, fold, spec, on_epoch)
@@ -133,6 +136,12 @@ def train_dataset(
         stand_in=spec.stand_in,
     )
     return bundle.make(root / "bundle", folders, plans_id, spec.folds, contract).path
+
+
+def _apart(function: Callable[..., Result], *arguments: Any) -> Result:
+    """Call in a fresh process: nnU-Net forks workers, which must not inherit an orchestrator's threads."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def _raw_cases(workspace: Workspace, record: DatasetRecord, folder: Path) -> list[dataset.RawCase]:

@@ -54,6 +54,6 @@ def open_workspace(settings: Settings) -> Workspace:
     return Workspace(
         settings=settings,
         catalog=Catalog.open(settings.catalog_url),
-        source=open_store(settings.source_uri, settings),
+        source=open_store(settings.source_uri, settings, read_only=True),
         store=open_store(settings.store_uri, settings),
     )
