@@ -17,8 +17,8 @@ def infer(settings: Settings | None = None) -> State[Accounting]:
     """Label maps on the delivered grid, nodes and case pages for new CT; patients trained on are left out."""
     settings = settings or Settings()
     model = fetch_champion(settings)
-    run = begin(settings, "infer", {"model": model.name, "version": model.version})
-    outcomes = step.untouched(settings, model)
-    for shard in shards(step.scans_left(settings, model), settings.shard_size):
-        outcomes += infer_shard(settings, model, shard, run.run_id)
-    return finish(run, "infer", outcomes)
+    with begin(settings, "infer", {"model": model.name, "version": model.version}) as run:
+        outcomes = step.untouched(settings, model)
+        for shard in shards(step.scans_left(settings, model), settings.shard_size):
+            outcomes += infer_shard(settings, model, shard, run.run_id)
+        return finish(run, "infer", outcomes)

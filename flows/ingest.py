@@ -15,8 +15,8 @@ from tasks.stages import ingest_shard, list_source
 def ingest(settings: Settings | None = None) -> State[Accounting]:
     """Validate, hash, canonicalise and record the CT that has arrived; unchanged cases are skipped."""
     settings = settings or Settings()
-    run = begin(settings, "ingest", {"source_uri": settings.source_uri})
-    outcomes = []
-    for shard in shards(list_source(settings), settings.shard_size):
-        outcomes += ingest_shard(settings, tuple(shard), run.run_id)
-    return finish(run, "ingest", outcomes)
+    with begin(settings, "ingest", {"source_uri": settings.source_uri}) as run:
+        outcomes = []
+        for shard in shards(list_source(settings), settings.shard_size):
+            outcomes += ingest_shard(settings, tuple(shard), run.run_id)
+        return finish(run, "ingest", outcomes)

@@ -16,8 +16,8 @@ from tasks.stages import prepare_shard
 def prepare(settings: Settings | None = None) -> State[Accounting]:
     """Crop every ingested scan to the region referenced to L2; doubtful landmarks wait for a person."""
     settings = settings or Settings()
-    run = begin(settings, "prepare", {"roi": settings.roi.model_dump()})
-    outcomes = step.untouched(settings)
-    for shard in shards(step.scans_left(settings), settings.shard_size):
-        outcomes += prepare_shard(settings, shard, run.run_id)
-    return finish(run, "prepare", outcomes)
+    with begin(settings, "prepare", {"roi": settings.roi.model_dump()}) as run:
+        outcomes = step.untouched(settings)
+        for shard in shards(step.scans_left(settings), settings.shard_size):
+            outcomes += prepare_shard(settings, shard, run.run_id)
+        return finish(run, "prepare", outcomes)

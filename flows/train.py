@@ -16,9 +16,9 @@ from tasks.stages import train_candidate
 def train(settings: Settings | None = None, spec: TrainSpec | None = None) -> State[Candidate]:
     """Train a candidate on every labelled, prepared case; the same data and spec train only once."""
     settings, spec = settings or Settings(), spec or TrainSpec()
-    run = begin(settings, "train", spec.model_dump(mode="json"))
-    candidate = train_candidate(settings, spec)
-    outcome = Outcome.SKIPPED if candidate.skipped else Outcome.DONE
-    state = finish(run, "train", [CaseOutcome(m.case_id, outcome) for m in candidate.dataset.members])
-    state.data = candidate
-    return state  # type: ignore[return-value]
+    with begin(settings, "train", spec.model_dump(mode="json")) as run:
+        candidate = train_candidate(settings, spec)
+        outcome = Outcome.SKIPPED if candidate.skipped else Outcome.DONE
+        state = finish(run, "train", [CaseOutcome(m.case_id, outcome) for m in candidate.dataset.members])
+        state.data = candidate
+        return state  # type: ignore[return-value]

@@ -1,0 +1,117 @@
+"""The flows under a real Prefect server: final states, artifacts, and an accounting that balances."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+
+from flows.ingest import ingest
+from flows.prepare import prepare
+from flows.train import train
+from retroln.catalog.accounting import Accounting
+from retroln.catalog.records import RunRecord
+from retroln.catalog.states import ScanState
+from retroln.settings import Settings
+from retroln.steps.workspace import open_workspace
+
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+
+@pytest.fixture
+def client() -> Iterator[SyncPrefectClient]:
+    """What a person's browser would ask the server."""
+    with get_client(sync_client=True) as opened:
+        yield opened
+
+
+def _artifacts(client: SyncPrefectClient, flow_run_id: Any) -> dict[str, str]:
+    of_run = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run_id]))
+    found = client.read_artifacts(artifact_filter=of_run)
+    return {str(artifact.key): str(artifact.data) for artifact in found}
+
+
+def _truncate(folder: Path) -> None:
+    path = folder / "ct.nii.gz"
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+def _last_run(settings: Settings) -> RunRecord:
+    return max(open_workspace(settings).catalog.runs(), key=lambda run: run.run_id)
+
+
+def _stored(run: RunRecord) -> Accounting:
+    counts = (run.n_in, run.n_done, run.n_skipped, run.n_quarantined, run.n_failed)
+    return Accounting(*(int(count) for count in counts if count is not None))
+
+
+def test_broken_case_ends_the_flow_quarantined_and_accounted_for(
+    settings: Settings, deliver: Callable[..., Path], client: SyncPrefectClient
+) -> None:
+    deliver("GOOD", "P1")
+    _truncate(deliver("BAD", "P2"))
+    state = ingest(settings, return_state=True)
+    assert (state.type.value, state.name) == ("COMPLETED", "Quarantined")
+    run = _last_run(settings)
+    assert run.external_id == str(state.state_details.flow_run_id)
+    assert run.flow == "ingest"
+    assert _stored(run) == state.result() == Accounting(2, 1, 0, 1, 0)
+    shown = _artifacts(client, state.state_details.flow_run_id)
+    balance = "2 in = 1 done + 0 skipped + 1 quarantined + 0 failed"
+    assert balance in shown["ingest-accounting"]
+    assert "BAD" in shown["ingest-held"]
+    assert "truncated" in shown["ingest-held"]
+    assert client.read_flow_run(state.state_details.flow_run_id).state_name == "Quarantined"
+
+
+def test_rerun_over_unchanged_cases_is_all_skipped(settings: Settings, deliver: Callable[..., Path]) -> None:
+    deliver("A", "P1")
+    deliver("B", "P2")
+    for flow in (ingest, prepare):
+        first = flow(settings, return_state=True)
+        assert (first.name, first.result()) == ("Completed", Accounting(2, 2, 0, 0, 0))
+    for flow in (ingest, prepare):
+        again = flow(settings, return_state=True)
+        assert (again.name, again.result()) == ("Completed", Accounting(2, 0, 2, 0, 0))
+        assert _stored(_last_run(settings)) == Accounting(2, 0, 2, 0, 0)
+
+
+def test_shards_add_up(settings: Settings, deliver: Callable[..., Path]) -> None:
+    for number in range(3):
+        deliver(f"C{number}", f"P{number}")
+    small = settings.model_copy(update={"shard_size": 2})
+    assert ingest(small, return_state=True).result() == Accounting(3, 3, 0, 0, 0)
+    assert prepare(small, return_state=True).result() == Accounting(3, 3, 0, 0, 0)
+
+
+def test_failing_case_makes_the_flow_failed_and_is_named(
+    settings: Settings, deliver: Callable[..., Path], client: SyncPrefectClient
+) -> None:
+    deliver("GOOD", "P1")
+    deliver("LOST", "P2")
+    ingest(settings)
+    workspace = open_workspace(settings)
+    lost = workspace.catalog.current_scan("LOST")
+    assert lost is not None
+    workspace.store.delete(str(lost.ct_key))
+    state = prepare(settings, return_state=True)
+    assert state.type.value == "FAILED"
+    assert "1 failed: LOST" in str(state.message)
+    run = _last_run(settings)
+    assert (run.state, _stored(run)) == ("failed", Accounting(2, 1, 0, 0, 1))
+    assert "LOST" in _artifacts(client, state.state_details.flow_run_id)["prepare-held"]
+    failed = workspace.catalog.current_scan("LOST")
+    assert failed is not None
+    assert failed.state is ScanState.FAILED
+
+
+def test_refused_training_fails_its_flow_and_does_not_stay_running(settings: Settings) -> None:
+    state = train(settings, return_state=True)
+    assert state.type.value == "FAILED"
+    assert "too few labelled patients" in str(state.message)
+    assert _last_run(settings).state == "failed"
