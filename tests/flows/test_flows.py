@@ -19,7 +19,6 @@ from retroln.catalog.states import ScanState
 from retroln.settings import Settings
 from retroln.steps.workspace import open_workspace
 
-
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
