@@ -18,7 +18,7 @@ from retroln.metrics.evaluate import CaseScore, Summary, score_case, summarise
 from retroln.settings import Settings
 from retroln.steps.workspace import open_workspace
 
-Detector = Callable[[Volume], NDArray[np.uint8]]
+Detector = Callable[[Volume], NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def evaluate_bundle(settings: Settings, bundle_dir: Path, record: DatasetRecord)
     from retroln.engine.warm import predictor_for
 
     predictor = predictor_for(bundle_dir, "auto")
-    return _evaluate(settings, record, lambda crop: predictor.predict(crop).array)
+    return _evaluate(settings, record, lambda crop: nodes.findings(predictor.predict(crop)) > 0)
 
 
 def evaluate_baseline(settings: Settings, record: DatasetRecord) -> Evaluation:

@@ -19,14 +19,20 @@ from retroln.settings import Settings
 from retroln.storage.open import open_store
 
 _ORIENTATIONS = ("RAS", "LPS", "LAS", "PIR", "RPI", "ASL")
-_PHASES: tuple[Phase, ...] = ("portal", "native", "arterial")
+_PHASES: tuple[Phase, ...] = (
+    "portal",
+    "portal",
+    "arterial",
+    "portal",
+    "native",
+)  # as cancer staging is mostly done
 
 
 @dataclass(frozen=True)
 class CohortSpec:
     """How many phantom patients, how large their voxels, and one broken file to be quarantined."""
 
-    patients: int = 28
+    patients: int = 34
     seed: int = 100
     spacing_mm: tuple[float, float, float] = (2.0, 2.0, 3.0)
     node_free_every: int = 9

@@ -38,6 +38,6 @@ def predict_file(
     region = roi.locate(
         spine, landmarks.assess(spine, unanchored="accept"), predictor.contract.roi, volume.source
     )
-    found = nodes.instances(predictor.predict(volume.crop(region.box)).array).astype(np.uint16)
+    found = nodes.findings(predictor.predict(volume.crop(region.box))).astype(np.uint16)
     nifti.write(output, roi.paste(found, region), region.source)
     return int(found.max())

@@ -36,18 +36,19 @@ class RetroLNModel(PythonModel):
                 uint8, 0 background, 1 lymph node, on the grid of `ct`).
 
         Returns:
-            Columns `output` and `n_nodes` (26-connected components), one row per input row.
+            Columns `output` and `n_nodes` (26-connected findings), one row per input row.
         """
         rows = [self._one(Path(ct), Path(out)) for ct, out in model_input[["ct", "output"]].to_numpy()]
         return pd.DataFrame(rows, columns=["output", "n_nodes"])
 
     def _one(self, ct: Path, output: Path) -> tuple[str, int]:
-        from retroln.anatomy.nodes import instances
+        from retroln.anatomy.nodes import findings
         from retroln.imaging import nifti
 
         labels = self._predictor.predict(nifti.read(ct))
-        nifti.write_source(output, labels)
-        return str(output), int(instances(labels.array).max(initial=0))
+        found = findings(labels)
+        nifti.write_source(output, labels.with_array((found > 0).astype("uint8")))
+        return str(output), int(found.max(initial=0))
 
 
 set_model(RetroLNModel())

@@ -6,7 +6,6 @@ import os
 import signal
 
 from retroln.catalog.accounting import CaseOutcome, Outcome
-
 from retroln.steps.cases import run_cases
 
 

@@ -182,7 +182,7 @@ def _knuckles(
 ) -> list[Part]:
     """Collapsed bowel beside the vessels, round in one slice but long along its way; lumbar veins."""
     parts: list[Part] = []
-    for _ in range(int(rng.integers(3, 6))):
+    for _ in range(int(rng.integers(1, 3))):
         level, side = float(rng.uniform(0.6, 4.2)), float(rng.choice([-1.0, 1.0]))
         front = spine.front(level)
         start = moved(front, side * rng.uniform(30, 58), rng.uniform(14, 34), 0)
