@@ -19,7 +19,9 @@ from retroln.imaging.volume import Volume
 from retroln.settings import LabelScheme, RoiSpec
 from retroln.steps.files import crop_files, paste_file
 
-pytestmark = pytest.mark.skipif("RETROLN_REAL_DATA" not in os.environ, reason="RETROLN_REAL_DATA is not set")
+pytestmark = pytest.mark.skipif(
+    not os.environ.get("RETROLN_REAL_DATA"), reason="RETROLN_REAL_DATA is not set"
+)
 
 
 def _path(name: str) -> Path:

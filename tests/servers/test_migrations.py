@@ -64,19 +64,14 @@ def test_a_catalog_of_a_newer_release_is_left_alone(catalog: Catalog, catalog_ur
 
 
 @pytest.mark.parametrize("table", ["model_audit", "case_events"])
-@pytest.mark.parametrize(
-    "statement",
-    [
-        "UPDATE {table} SET id = id + 100",
-        "DELETE FROM {table}",
-        "sqlite:INSERT OR REPLACE INTO {table} SELECT * FROM {table}",
-        "postgresql:TRUNCATE {table} CASCADE",
-    ],
-)
+@pytest.mark.parametrize("statement", ["UPDATE {table} SET id = id + 100", "DELETE FROM {table}", "replace"])
 def test_decisions_and_events_are_append_only(catalog: Catalog, table: str, statement: str):
-    only, _, command = statement.rpartition(":")
-    if only and only != catalog.database.engine.dialect.name:
-        pytest.skip(f"a statement of {only}")
+    # how a whole table is overwritten differs between the databases
+    replacing = {
+        "sqlite": "INSERT OR REPLACE INTO {table} SELECT * FROM {table}",
+        "postgresql": "TRUNCATE {table} CASCADE",
+    }
+    command = replacing[catalog.database.engine.dialect.name] if statement == "replace" else statement
     catalog.add_scan(
         ScanDraft(case_id="a", patient_id="p", source_uri={}, source_fingerprint="f", ct_key="k"), None
     )
