@@ -28,7 +28,7 @@ from retroln.steps.phantom_cohort import CohortSpec, write_cohort
 
 FOLDER = Path("var/demo")
 STAND_IN = "trained on synthetic phantoms: what it finds in a patient means nothing clinically"
-_SHOWN = ("cases", "nodes_ge10mm", "sensitivity_ge10mm", "fp_per_volume", "dice_mean")
+_SHOWN = ("cases", "nodes", "sensitivity_ge10mm", "fp_per_volume", "dice_mean")
 # Looser than the defaults (0.8 at 2): minutes of training on a CPU vary, and the demo must go on to show
 # the rest. The table at the end says what was reached.
 DEMO_GATES = GateSpec(min_sensitivity_ge10mm=0.6, max_fp_per_volume=5.0)
@@ -133,6 +133,7 @@ def demo_spec() -> TrainSpec:
         n_folds=5,
         test_fraction=0.25,
         device="cpu",
+        min_finding_mm3=268.0,  # a sphere 8 mm across; chosen on patients of the validation fold
         stand_in=STAND_IN,
     )
 

@@ -67,6 +67,9 @@ class TrainSpec(BaseModel):
         0.9, ge=0, le=1, description="share of a case's labelled node voxels that must lie in the region"
     )
     override_containment: bool = Field(False, description="a person takes responsibility for nodes outside")
+    min_finding_mm3: float = Field(
+        65.0, ge=0, description="smaller findings are specks; the default is a sphere 5 mm across"
+    )
     stand_in: str | None = Field(
         None, description="what a stand-in model was trained on; shown wherever its results appear"
     )

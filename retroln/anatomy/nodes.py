@@ -20,8 +20,6 @@ from retroln.metrics.components import as_labels, connected, occupied
 
 # Two diameters (or slices) that differ by less than this share tie: only rounding separates them.
 _TIE = 1e-9
-# A sphere 5 mm across: smaller findings are below what is measured in practice (RECIST 1.1 starts at 10).
-MIN_FINDING_MM3 = 65.0
 
 
 @dataclass(frozen=True)
@@ -60,11 +58,11 @@ def instances(labels: NDArray[Any]) -> NDArray[np.int32]:
     return connected(labels)
 
 
-def findings(predicted: Volume) -> NDArray[np.int32]:
-    """Number what a model found, without specks: components of at least `MIN_FINDING_MM3`, from 1."""
+def findings(predicted: Volume, min_mm3: float) -> NDArray[np.int32]:
+    """Number what a model found, without specks: components of at least `min_mm3`, from 1."""
     found = connected(predicted.array)
     voxel_mm3 = abs(float(np.linalg.det(predicted.grid.affine[:3, :3])))
-    large = np.bincount(found.ravel()) * voxel_mm3 >= MIN_FINDING_MM3
+    large = np.bincount(found.ravel()) * voxel_mm3 >= min_mm3
     large[0] = False
     return (np.cumsum(large) * large).astype(np.int32)[found]
 

@@ -34,7 +34,8 @@ def evaluate_bundle(settings: Settings, bundle_dir: Path, record: DatasetRecord)
     from retroln.engine.warm import predictor_for
 
     predictor = predictor_for(bundle_dir, "auto")
-    return _evaluate(settings, record, lambda crop: nodes.findings(predictor.predict(crop)) > 0)
+    smallest = predictor.contract.min_finding_mm3
+    return _evaluate(settings, record, lambda crop: nodes.findings(predictor.predict(crop), smallest) > 0)
 
 
 def evaluate_baseline(settings: Settings, record: DatasetRecord) -> Evaluation:

@@ -133,7 +133,9 @@ def _predict(settings: Settings, model: Model, ct: Volume) -> Volume:
             fix="set RETROLN_ROI to the model's region and prepare again",
         )
     predicted = predictor.predict(ct)
-    return predicted.with_array(nodes.findings(predicted).astype(np.uint16))
+    return predicted.with_array(
+        nodes.findings(predicted, predictor.contract.min_finding_mm3).astype(np.uint16)
+    )
 
 
 def _crop_vertebrae(workspace: Workspace, scan: ScanRecord, crop: CropRecord, folder: Path) -> Volume | None:

@@ -38,6 +38,7 @@ def predict_file(
     region = roi.locate(
         spine, landmarks.assess(spine, unanchored="accept"), predictor.contract.roi, volume.source
     )
-    found = nodes.findings(predictor.predict(volume.crop(region.box))).astype(np.uint16)
+    predicted = predictor.predict(volume.crop(region.box))
+    found = nodes.findings(predicted, predictor.contract.min_finding_mm3).astype(np.uint16)
     nifti.write(output, roi.paste(found, region), region.source)
     return int(found.max())

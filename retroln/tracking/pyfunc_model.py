@@ -46,7 +46,7 @@ class RetroLNModel(PythonModel):
         from retroln.imaging import nifti
 
         labels = self._predictor.predict(nifti.read(ct))
-        found = findings(labels)
+        found = findings(labels, self._predictor.contract.min_finding_mm3)
         nifti.write_source(output, labels.with_array((found > 0).astype("uint8")))
         return str(output), int(found.max(initial=0))
 

@@ -171,7 +171,7 @@ def test_specks_are_no_findings_and_the_rest_is_numbered_from_one() -> None:
     array[5:8, 5:8, 5:8] = 1  # 324 mm3
     array[12:15, 12:15, 12:14] = 1  # 216 mm3
     grid = Grid((20, 20, 20), np.diag([2.0, 2.0, 3.0, 1.0]))
-    found = nodes.findings(Volume(array, grid, grid))
+    found = nodes.findings(Volume(array, grid, grid), 65)
     assert found[1, 1, 1] == 0
     assert {found[6, 6, 6], found[13, 13, 13]} == {1, 2}
-    assert not nodes.findings(Volume(np.zeros_like(array), grid, grid)).any()
+    assert not nodes.findings(Volume(np.zeros_like(array), grid, grid), 65).any()
