@@ -22,7 +22,7 @@ assert real["stages"]["infer"]["done"] == 1, real["stages"]
 assert real["paste_back_exact"] is True
 aim = network["sensitivity_ge10mm"] >= 0.8 and network["fp_per_volume"] <= 2.0
 print(
-    f"sensitivity {network['sensitivity_ge10mm']:.3f} at {network['fp_per_volume']:.2f} false positives per volume;"
+    f"sensitivity {network['sensitivity_ge10mm']:.3f} at {network['fp_per_volume']:.2f} FP per volume;"
     f" the aim of 0.8 at 2 is {'reached' if aim else 'NOT reached'}"
 )
 print("verdict: accounting balances, network well above the plain detector, paste back exact, rerun idle")
