@@ -109,7 +109,7 @@ def _servers(settings: Settings) -> Iterator[Finding]:
     yield _try(
         "source",
         settings.source_uri,
-        lambda: next(open_store(settings.source_uri, settings, read_only=True).list(), None),
+        lambda: next(open_store(settings.source_uri, settings).list(), None),
         "RETROLN_SOURCE_URI",
     )
     yield _try(
