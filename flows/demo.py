@@ -133,7 +133,7 @@ def demo_spec() -> TrainSpec:
         n_folds=5,
         test_fraction=0.25,
         device="cpu",
-        min_finding_mm3=268.0,  # a sphere 8 mm across; chosen on patients of the validation fold
+        min_finding_mm3=268.0,  # a sphere 8 mm across; see README on how it was chosen
         stand_in=STAND_IN,
     )
 
