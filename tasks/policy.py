@@ -7,6 +7,7 @@ from typing import Any
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.logging import get_run_logger
+
 from retroln.catalog.accounting import Accounting, CaseOutcome, Outcome
 
 listeners: list[Callable[[Any], None]] = []

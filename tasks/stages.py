@@ -8,8 +8,8 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
-from retroln.catalog.accounting import CaseOutcome
 
+from retroln.catalog.accounting import CaseOutcome
 from retroln.metrics.gate import GateDecision
 from retroln.settings import Settings, TrainSpec
 from retroln.steps import infer, ingest, prepare, promote, training
