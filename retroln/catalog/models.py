@@ -110,7 +110,7 @@ class Scan(Base):
             postgresql_where=NOT_SUPERSEDED,
         ),
         Index("ix_scans_waiting", "state", "id"),
-        Index("ix_scans_predicted", "state", "predicted_version", "id"),
+        Index("ix_scans_predicted", "state", "predicted_model", "predicted_version", "id"),
         Index("ix_scans_patient_id", "patient_id"),
     )
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -132,6 +132,7 @@ class Scan(Base):
     state: Mapped[str]
     reason: Mapped[str | None]
     detail: Mapped[str | None] = mapped_column(Text)
+    predicted_model: Mapped[str] = mapped_column(default="", server_default=text("''"))
     predicted_version: Mapped[int] = mapped_column(default=0, server_default=text("0"))
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
     updated_at: Mapped[datetime] = mapped_column(default=utc_now, onupdate=utc_now)

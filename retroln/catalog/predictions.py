@@ -43,23 +43,25 @@ class PredictionQueries:
 
     def scans_to_infer(
         self,
+        model_name: str,
         version: int,
         limit: int | None = None,
         *,
-        exclude_patients_in_training_of: int | None = None,
+        exclude_training_scans_of: int | None = None,
     ) -> list[ScanRecord]:
-        """Prepared scans whose current results are not of model `version`.
+        """Prepared scans whose current results are not of this version of this model.
 
         The cost follows the number of scans returned, not the number stored (see `to_infer`).
 
         Args:
-            version: the model version that shall have seen every scan.
+            model_name: the registered model.
+            version: its version that shall have seen every scan.
             limit: at most so many.
-            exclude_patients_in_training_of: id of the dataset whose training patients are left out.
+            exclude_training_scans_of: id of the dataset whose training scans are left out.
         """
         found: list[ScanRecord] = []
         with self._database.reading() as session:
-            for statement in to_infer(version, exclude_patients_in_training_of):
+            for statement in to_infer(model_name, version, exclude_training_scans_of):
                 left = None if limit is None else limit - len(found)
                 found += [scan_record(row) for row in session.scalars(statement.limit(left))]
         return sorted(found, key=lambda scan: scan.scan_id)
@@ -96,7 +98,7 @@ class PredictionQueries:
             session.flush()
             session.execute(delete(Node).where(Node.prediction_id == row.id))
             session.add_all(Node(prediction_id=row.id, **_node_values(node)) for node in nodes)
-            scan.predicted_version = version
+            scan.predicted_model, scan.predicted_version = model_name, version
             session.flush()
             return _prediction_record(row)
 
@@ -106,10 +108,10 @@ class PredictionQueries:
             return [_prediction_record(row) for row in session.scalars(_predictions((scan_id,)))]
 
     def nodes_of(self, scan_id: int, *, version: int | None = None) -> list[NodeRecord]:
-        """Nodes in label order, of the current results (or of one version); [] when there are none."""
+        """Nodes in label order, of the current results (or another version of that model); [] for none."""
         with self._database.reading() as session:
-            wanted = version or scan_row(session, scan_id).predicted_version
-            return list(_nodes(session, scan_id, wanted))
+            scan = scan_row(session, scan_id)
+            return list(_nodes(session, scan_id, scan.predicted_model, version or scan.predicted_version))
 
     def case_history(self, case_id: str) -> CaseHistory:
         """Everything known about a case. Raises `NotFoundError` for an unknown one."""
@@ -129,30 +131,33 @@ class PredictionQueries:
                 landmarks=landmarks_or_none(session, current.scan_id),
                 crop=crop_or_none(session, current.scan_id),
                 predictions=tuple(_prediction_record(row) for row in session.scalars(_predictions(ids))),
-                nodes=_nodes(session, current.scan_id, current.predicted_version),
+                nodes=_nodes(session, current.scan_id, current.predicted_model, current.predicted_version),
                 datasets=tuple(session.scalars(_datasets(ids))),
             )
 
 
 def to_infer(
-    version: int, exclude_patients_in_training_of: int | None = None
+    model_name: str, version: int, exclude_training_scans_of: int | None = None
 ) -> tuple[Select[tuple[Scan]], ...]:
-    """What inference has left: the two ranges beside `version` in the index ix_scans_predicted.
+    """What inference has left: the ranges beside (model_name, version) in the index ix_scans_predicted.
 
-    "predicted_version <> version" alone would read every prepared scan.
+    "not equal" alone would read every prepared scan.
     """
     statement = select(Scan).where(Scan.state == ScanState.PREPARED)
-    if exclude_patients_in_training_of is not None:
+    if exclude_training_scans_of is not None:
         trained_on = exists().where(
-            DatasetMember.dataset_id == exclude_patients_in_training_of,
-            DatasetMember.patient_id == Scan.patient_id,
+            DatasetMember.dataset_id == exclude_training_scans_of,
+            DatasetMember.scan_id == Scan.id,
             DatasetMember.role == "train",
         )
         statement = statement.where(~trained_on)
-    statement = statement.order_by(Scan.predicted_version, Scan.id)
+    statement = statement.order_by(Scan.predicted_model, Scan.predicted_version, Scan.id)
+    of_model = statement.where(Scan.predicted_model == model_name)
     return (
-        statement.where(Scan.predicted_version < version),
-        statement.where(Scan.predicted_version > version),
+        statement.where(Scan.predicted_model < model_name),
+        of_model.where(Scan.predicted_version < version),
+        of_model.where(Scan.predicted_version > version),
+        statement.where(Scan.predicted_model > model_name),
     )
 
 
@@ -182,11 +187,15 @@ def _predictions(scan_ids: Sequence[int]) -> Select[tuple[Prediction]]:
     return select(Prediction).where(Prediction.scan_id.in_(scan_ids)).order_by(Prediction.id)
 
 
-def _nodes(session: Session, scan_id: int, version: int) -> tuple[NodeRecord, ...]:
+def _nodes(session: Session, scan_id: int, model_name: str, version: int) -> tuple[NodeRecord, ...]:
     statement = (
         select(Node)
         .join(Prediction, Prediction.id == Node.prediction_id)
-        .where(Prediction.scan_id == scan_id, Prediction.version == version)
+        .where(
+            Prediction.scan_id == scan_id,
+            Prediction.model_name == model_name,
+            Prediction.version == version,
+        )
         .order_by(Node.label)
     )
     return tuple(record_of(NodeRecord, row, node_id=row.id) for row in session.scalars(statement))

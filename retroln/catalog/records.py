@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any, TypeVar
 
+from retroln.catalog.accounting import Accounting
 from retroln.catalog.states import ScanState
 
 Record = TypeVar("Record")
@@ -49,7 +50,7 @@ class ScanRecord:
     """One revision of a case; fields as in `ScanDraft`.
 
     Attributes:
-        predicted_version: model version whose results are current, 0 for none.
+        predicted_model, predicted_version: whose results are current, "" and 0 for none.
     """
 
     scan_id: int
@@ -71,6 +72,7 @@ class ScanRecord:
     state: ScanState
     reason: str | None
     detail: str | None
+    predicted_model: str
     predicted_version: int
     created_at: datetime
     updated_at: datetime
@@ -201,6 +203,13 @@ class RunRecord:
     n_skipped: int | None
     n_quarantined: int | None
     n_failed: int | None
+
+    @property
+    def accounting(self) -> Accounting | None:
+        """The balanced counts; None while the run goes on, or when it was cut short."""
+        counts = (self.n_in, self.n_done, self.n_skipped, self.n_quarantined, self.n_failed)
+        known = [count for count in counts if count is not None]
+        return Accounting(*known) if len(known) == len(counts) else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -62,6 +62,14 @@ class RunQueries:
             rows = session.scalars(select(Run).order_by(Run.id.desc()).limit(limit))
             return [record_of(RunRecord, row, run_id=row.id) for row in rows]
 
+    def run(self, run_id: int) -> RunRecord:
+        """One run. Raises `NotFoundError`."""
+        with self._database.reading() as session:
+            row = session.get(Run, run_id)
+            if row is None:
+                raise NotFoundError(f"no run {run_id} in the catalog")
+            return record_of(RunRecord, row, run_id=row.id)
+
     def add_audit(
         self,
         *,

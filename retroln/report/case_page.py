@@ -62,7 +62,7 @@ class CasePage:
         rung: which landmark the region rests on (`l2`, `interpolated_l1_l3`, `extrapolated`).
         clamped_sides: sides of the region that the field of view cut.
         cautions: further sentences a reader must see first (unanchored numbering, stand-in model).
-        accounting: counts of the run (`in`, `done`, `skipped`, `quarantined`, `failed`).
+        accounting: runs that handled the case: (name, its counts `in done skipped quarantined failed`).
         events: the case's history: (time, what, detail), the oldest first.
         notice: shown on top and at the foot.
         model: name and version for the heading.
@@ -77,7 +77,7 @@ class CasePage:
     rung: str = "l2"
     clamped_sides: Sequence[str] = ()
     cautions: Sequence[str] = ()
-    accounting: Mapping[str, int] | None = None
+    accounting: Sequence[tuple[str, Mapping[str, int]]] = ()
     events: Sequence[tuple[str, str, str]] = ()
     notice: str = RESEARCH_NOTICE
     model: str = ""
@@ -283,17 +283,17 @@ def _region(page: CasePage) -> dict[str, object]:
 
 
 def _history(page: CasePage) -> str:
-    text = ""
-    if page.accounting:
-        counts = dict(page.accounting)
-        total = counts.pop("in", sum(counts.values()))
-        parts = " + ".join(f"{count} {escape(name)}" for name, count in counts.items())
-        text += f"<p>Run: <b>{total} cases in</b> = {parts}</p>"
+    text = "".join(_sum(name, counts) for name, counts in page.accounting)
     items = "".join(
         f"<li><time>{escape(when)}</time> <b>{escape(what)}</b> {escape(detail)}</li>"
         for when, what, detail in page.events
     )
     return text + (f"<ol>{items}</ol>" if items else "") or "<p>Nothing recorded.</p>"
+
+
+def _sum(name: str, counts: Mapping[str, int]) -> str:
+    parts = " + ".join(f"{count} {escape(kind)}" for kind, count in counts.items() if kind != "in")
+    return f"<p>{escape(name)}: <b>{counts['in']} cases in</b> = {parts}</p>"
 
 
 def _definitions(pairs: Mapping[str, object]) -> str:

@@ -12,6 +12,17 @@ from retroln.catalog.catalog import Catalog
 from retroln.catalog.states import ScanState
 from retroln.errors import NotFoundError
 
+_SHOWN = (
+    "patient_id",
+    "revision",
+    "state",
+    "reason",
+    "detail",
+    "orientation",
+    "predicted_model",
+    "predicted_version",
+)
+
 
 def state_tables(catalog: Catalog) -> list[Table]:
     """Scans by state, then every quarantined or failed case with its reason."""
@@ -33,7 +44,7 @@ def case_story(catalog: Catalog, case_id: str) -> list[Table]:
             f"no case {case_id!r}", fix="`retroln status` lists what is held; ids match whole"
         )
     facts = Table("what", "value", title=f"Case {case_id}")
-    for name in ("patient_id", "revision", "state", "reason", "detail", "orientation", "predicted_version"):
+    for name in _SHOWN:
         value = getattr(scan, name)
         facts.add_row(name, str(getattr(value, "value", value)))
     events = Table("when", "from", "to", "reason", title="Events")

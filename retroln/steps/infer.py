@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 
 from retroln.anatomy import nodes, roi
 from retroln.catalog.accounting import CaseOutcome, Outcome
-from retroln.catalog.records import CropRecord, ScanRecord
+from retroln.catalog.records import CaseHistory, CropRecord, MemberDraft, ScanRecord
 from retroln.catalog.states import ScanState
 from retroln.errors import GateError, IntegrityError, NotFoundError
 from retroln.files import sha256_file
 from retroln.imaging import nifti
 from retroln.imaging.geometry import Grid
 from retroln.imaging.volume import Volume
+from retroln.nnunet.bundle import Contract
 from retroln.report.case_page import CasePage, case_page
 from retroln.settings import RoiSpec, Settings
 from retroln.steps.cases import OnOutcome, run_cases
@@ -54,23 +55,30 @@ def fetch_champion(settings: Settings) -> Model:
 
 
 def scans_left(settings: Settings, model: Model) -> list[int]:
-    """Ids of the prepared scans that this version has not seen, without patients it was trained on."""
+    """Ids of the prepared scans that this version has not seen, without those that it was trained on."""
     catalog = open_workspace(settings).catalog
-    trained_on = _train_patients(settings, model)
-    waiting = catalog.scans_to_infer(model.version)
-    return [scan.scan_id for scan in waiting if scan.patient_id not in trained_on]
+    dataset_id = catalog.dataset(model.dataset_version).dataset_id
+    waiting = catalog.scans_to_infer(model.name, model.version, exclude_training_scans_of=dataset_id)
+    return [scan.scan_id for scan in waiting]
 
 
 def untouched(settings: Settings, model: Model) -> list[CaseOutcome]:
-    """Prepared scans that this version has seen already."""
+    """The other prepared scans: seen by this version already, or trained on (reason `trained_on`)."""
     catalog = open_workspace(settings).catalog
-    seen = [s for s in catalog.scans(state=ScanState.PREPARED) if s.predicted_version == model.version]
-    return [CaseOutcome(scan.case_id, Outcome.SKIPPED) for scan in seen]
+    trained_on = {member.scan_id for member in _trained_on(settings, model)}
+    outcomes = []
+    for scan in catalog.scans(state=ScanState.PREPARED):
+        if (scan.predicted_model, scan.predicted_version) == (model.name, model.version):
+            outcomes.append(CaseOutcome(scan.case_id, Outcome.SKIPPED))
+        elif scan.scan_id in trained_on:
+            detail = f"version {model.version} was trained on this scan; its nodes are in the mask"
+            outcomes.append(CaseOutcome(scan.case_id, Outcome.SKIPPED, "trained_on", detail))
+    return outcomes
 
 
-def _train_patients(settings: Settings, model: Model) -> set[str]:
+def _trained_on(settings: Settings, model: Model) -> list[MemberDraft]:
     record = open_workspace(settings).catalog.dataset(model.dataset_version)
-    return {member.patient_id for member in record.members if member.role == "train"}
+    return [member for member in record.members if member.role == "train"]
 
 
 def infer(
@@ -206,11 +214,36 @@ def _page(
             provenance=provenance,
             rung=region.rung,
             clamped_sides=region.clamped_sides,
-            cautions=(f"The model is a stand-in, {contract.stand_in}.",) if contract.stand_in else (),
+            cautions=_cautions(workspace, model, contract, history),
+            accounting=_accounting(workspace, history),
             events=[(f"{e.at:%Y-%m-%d %H:%M} UTC", e.to_state, e.reason or "") for e in history.events],
             model=f"{model.name} v{model.version}",
         )
     )
+
+
+def _cautions(workspace: Workspace, model: Model, contract: Contract, history: CaseHistory) -> list[str]:
+    """What a reader must know before the nodes, beyond what the page sees in the region itself."""
+    found = [f"The model is a stand-in, {contract.stand_in}."] if contract.stand_in else []
+    landmarks = history.landmarks
+    if landmarks and not landmarks.anchored:
+        found.append(
+            "Neither S1 next to L5 nor ribs at T12 confirm the numbering: region and levels may be one"
+            " vertebra too high or too low."
+        )
+    if landmarks and landmarks.truncated:
+        found.append(f"The scan's edge cuts or misses {', '.join(landmarks.truncated)}.")
+    patients = {member.patient_id for member in _trained_on(workspace.settings, model)}
+    if history.scans[-1].patient_id in patients:
+        found.append("The model was trained on another scan of this patient, which flatters its findings.")
+    return found
+
+
+def _accounting(workspace: Workspace, history: CaseHistory) -> list[tuple[str, dict[str, int]]]:
+    """The runs that brought the case here, each with its sum; the run that writes the page still counts."""
+    ids = dict.fromkeys(event.run_id for event in history.events if event.run_id is not None)
+    runs = [workspace.catalog.run(run_id) for run_id in ids]
+    return [(f"{r.flow}, run {r.run_id}", r.accounting.to_dict()) for r in runs if r.accounting]
 
 
 def _size_text(spec: RoiSpec) -> str:

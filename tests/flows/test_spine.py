@@ -145,9 +145,12 @@ def test_findings_lie_on_the_delivered_grid(spine: Spine, tmp_path: Path) -> Non
         assert str(SPEC.stand_in) in page
 
 
-def test_patients_trained_on_get_no_findings(spine: Spine) -> None:
+def test_scans_trained_on_are_skipped_by_name(spine: Spine) -> None:
     catalog = open_workspace(spine.settings).catalog
-    assert spine.inferred == Accounting(len(_members(spine, "test")), len(_members(spine, "test")), 0, 0, 0)
+    n_test, n_train = len(_members(spine, "test")), len(_members(spine, "train"))
+    assert spine.inferred == Accounting(n_test + n_train, n_test, n_train, 0, 0)
+    others = infer.untouched(spine.settings, infer.fetch_champion(spine.settings))
+    assert {o.case_id for o in others if o.reason == "trained_on"} == set(_members(spine, "train"))
     for case_id in _members(spine, "train"):
         scan = catalog.current_scan(case_id)
         assert scan is not None
@@ -161,8 +164,8 @@ def test_second_pass_does_nothing(spine: Spine) -> None:
     epochs: list[dict[str, Any]] = []
     again = training.train_candidate(spine.settings, SPEC, on_epoch=epochs.append)
     assert (again.version, again.skipped, epochs) == (spine.candidate.version, True, [])
-    seen = spine.inferred.n_in
-    assert _infer(spine.settings) == Accounting(seen, 0, seen, 0, 0)
+    everything = spine.inferred.n_in
+    assert _infer(spine.settings) == Accounting(everything, 0, everything, 0, 0)
 
 
 def test_registered_model_predicts_through_mlflow(spine: Spine, tmp_path: Path) -> None:

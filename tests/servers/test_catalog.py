@@ -105,10 +105,12 @@ def prepared(catalog: Catalog, case_id: str = "c1", patient_id: str = "p1") -> S
     return catalog.scan(scan.scan_id)
 
 
-def predict(catalog: Catalog, scan: ScanRecord, version: int, nodes: list | None = None):
+def predict(
+    catalog: Catalog, scan: ScanRecord, version: int, nodes: list | None = None, model: str = "retroln"
+):
     return catalog.record_prediction(
         scan.scan_id,
-        model_name="retroln",
+        model_name=model,
         version=version,
         label_key=f"v{version}/labels.nii.gz",
         page_key=f"v{version}/page.html",
@@ -182,7 +184,7 @@ class TestScans:
         assert catalog.current_scan("c1") == new
         assert catalog.scan(old.scan_id).state is ScanState.SUPERSEDED
         assert [scan.scan_id for scan in catalog.scans()] == [new.scan_id]
-        assert catalog.scans_to_infer(2) == []
+        assert catalog.scans_to_infer("retroln", 2) == []
         for late in (
             lambda: predict(catalog, old, 2),
             lambda: catalog.quarantine(old.scan_id, "r", "d", None),
@@ -264,9 +266,9 @@ class TestHoldingBack:
     def test_a_case_held_at_inference_is_taken_by_inference_again(self, catalog: Catalog):
         scan = prepared(catalog)
         catalog.quarantine(scan.scan_id, "implausible", "look", None)
-        assert catalog.scans_to_infer(1) == []
+        assert catalog.scans_to_infer("retroln", 1) == []
         assert catalog.requeue("c1").state is ScanState.PREPARED
-        assert [s.scan_id for s in catalog.scans_to_infer(1)] == [scan.scan_id]
+        assert [s.scan_id for s in catalog.scans_to_infer("retroln", 1)] == [scan.scan_id]
 
     def test_a_failed_scan_may_be_tried_again_at_once(self, catalog: Catalog):
         scan = catalog.add_scan(draft(), None)
@@ -410,7 +412,7 @@ class TestResults:
         scan = prepared(catalog)
         with pytest.raises(ConflictError):
             predict(catalog, scan, 1, [{**NODE, "recist": "huge"}])
-        assert [s.scan_id for s in catalog.scans_to_infer(1)] == [scan.scan_id]
+        assert [s.scan_id for s in catalog.scans_to_infer("retroln", 1)] == [scan.scan_id]
         assert catalog.predictions_of(scan.scan_id) == []
 
     def test_what_is_left_follows_the_version_in_both_directions(self, catalog: Catalog):
@@ -419,11 +421,22 @@ class TestResults:
         for scan, version in zip(scans, [0, 1, 2, 3], strict=True):
             if version:
                 predict(catalog, scan, version)
-        assert [s.scan_id for s in catalog.scans_to_infer(2)] == [ids[0], ids[1], ids[3]]
-        assert [s.scan_id for s in catalog.scans_to_infer(2, limit=2)] == ids[:2]
-        assert [s.scan_id for s in catalog.scans_to_infer(1, limit=3)] == [ids[0], ids[2], ids[3]]
+        assert [s.scan_id for s in catalog.scans_to_infer("retroln", 2)] == [ids[0], ids[1], ids[3]]
+        assert [s.scan_id for s in catalog.scans_to_infer("retroln", 2, limit=2)] == ids[:2]
+        assert [s.scan_id for s in catalog.scans_to_infer("retroln", 1, limit=3)] == [ids[0], ids[2], ids[3]]
 
-    def test_patients_in_training_are_left_out(self, catalog: Catalog):
+    def test_another_model_of_the_same_version_has_seen_nothing(self, catalog: Catalog):
+        scan = prepared(catalog)
+        predict(catalog, scan, 1, model="other")
+        predict(catalog, scan, 1, [NODE, {**NODE, "label": 2}])
+        assert catalog.scans_to_infer("retroln", 1) == []
+        for model in ("a-model", "other", "z-model"):
+            assert [s.scan_id for s in catalog.scans_to_infer(model, 1)] == [scan.scan_id]
+        assert [node.label for node in catalog.nodes_of(scan.scan_id)] == [1, 2]
+        predict(catalog, scan, 1, model="other")
+        assert [node.label for node in catalog.nodes_of(scan.scan_id)] == [1]
+
+    def test_scans_in_training_are_left_out(self, catalog: Catalog):
         scans = [prepared(catalog, f"c{n}", f"p{n}") for n in range(3)]
         again = prepared(catalog, "c0-later", "p0")
         members = [
@@ -431,9 +444,9 @@ class TestResults:
             for s, role in zip(scans, ["train", "test"], strict=False)
         ]
         dataset = catalog.add_dataset(DatasetDraft(version="v", manifest_key="m", members=tuple(members)))
-        left = catalog.scans_to_infer(1, exclude_patients_in_training_of=dataset.dataset_id)
-        assert [s.case_id for s in left] == ["c1", "c2"]
-        assert again.scan_id in [s.scan_id for s in catalog.scans_to_infer(1)]
+        left = catalog.scans_to_infer("retroln", 1, exclude_training_scans_of=dataset.dataset_id)
+        assert [s.case_id for s in left] == ["c1", "c2", "c0-later"]
+        assert again.scan_id in [s.scan_id for s in catalog.scans_to_infer("retroln", 1)]
 
     def test_the_whole_story_of_a_case(self, catalog: Catalog):
         scan = prepared(catalog)
@@ -502,12 +515,13 @@ def large(catalog: Catalog) -> Catalog:
     )
     numbers = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 20000)"
     if catalog.database.engine.dialect.name == "sqlite":
-        copy = f"INSERT INTO scans (case_id, state, predicted_version, {columns}) {numbers} "
+        copy = f"INSERT INTO scans (case_id, state, predicted_version, predicted_model, {columns}) {numbers} "
     else:
-        copy = f"{numbers} INSERT INTO scans (case_id, state, predicted_version, {columns}) "
+        copy = f"{numbers} INSERT INTO scans (case_id, state, predicted_version, predicted_model, {columns}) "
     copy += (
         "SELECT 'case-' || i, CASE WHEN i <= 5 THEN 'ingested' ELSE 'prepared' END, "
-        f"CASE WHEN i <= 10 THEN 0 ELSE 7 END, {columns} FROM n, scans WHERE scans.id = {first.scan_id}"
+        "CASE WHEN i <= 10 THEN 0 ELSE 7 END, CASE WHEN i <= 10 THEN '' ELSE 'retroln' END, "
+        f"{columns} FROM n, scans WHERE scans.id = {first.scan_id}"
     )
     with catalog.database.engine.begin() as connection:
         connection.execute(text(copy))
@@ -518,20 +532,20 @@ def large(catalog: Catalog) -> Catalog:
 def test_what_is_left_is_found_by_an_index_alone(large: Catalog):
     for statement, index in (
         (to_prepare(), "ix_scans_waiting"),
-        *((part, "ix_scans_predicted") for part in to_infer(7, exclude_patients_in_training_of=1)),
-        *((part.limit(10), "ix_scans_predicted") for part in to_infer(7)),
+        *((part, "ix_scans_predicted") for part in to_infer("retroln", 7, exclude_training_scans_of=1)),
+        *((part.limit(10), "ix_scans_predicted") for part in to_infer("retroln", 7)),
     ):
         plan = plan_of(large, statement)
         assert index in plan
         assert "SCAN scans" not in plan
         assert not re.search(r'"Seq Scan"[^{}]*"Relation Name": "scans"', plan)
     assert len(large.scans_to_prepare()) == 5
-    assert len(large.scans_to_infer(7)) == 6
+    assert len(large.scans_to_infer("retroln", 7)) == 6
 
 
 def test_postgresql_reads_no_more_rows_than_are_left(large: Catalog):
     if large.database.engine.dialect.name != "postgresql":
         pytest.skip("SQLite does not count the rows it reads; its plan is checked above")
     assert rows_read(large, to_prepare()) <= 15
-    assert sum(rows_read(large, part) for part in to_infer(7)) <= 20
-    assert sum(rows_read(large, part) for part in to_infer(8)) > 19_000
+    assert sum(rows_read(large, part) for part in to_infer("retroln", 7)) <= 20
+    assert sum(rows_read(large, part) for part in to_infer("retroln", 8)) > 19_000

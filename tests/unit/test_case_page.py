@@ -147,8 +147,9 @@ def test_an_oblique_scan_is_named():
 
 def test_accounting_is_shown_as_a_sum():
     counts = {"in": 4, "done": 2, "skipped": 1, "quarantined": 1, "failed": 0}
-    html = _text(case_page(_page(accounting=counts, events=[("2026-01-02", "prepared", "by run 3")])))
-    assert "4 cases in = 2 done + 1 skipped + 1 quarantined + 0 failed" in html
+    page = _page(accounting=[("prepare, run 3", counts)], events=[("2026-01-02", "prepared", "by run 3")])
+    html = _text(case_page(page))
+    assert "prepare, run 3: 4 cases in = 2 done + 1 skipped + 1 quarantined + 0 failed" in html
     assert "2026-01-02 prepared by run 3" in html
 
 

@@ -12,7 +12,7 @@ from retroln.imaging.phantom.canvas import Part
 from retroln.imaging.phantom.organs import Kidney
 from retroln.imaging.phantom.shapes import Ellipsoid, Point, Shape, moved
 from retroln.imaging.phantom.spec import PhantomNode
-from retroln.imaging.phantom.spine import Spine
+from retroln.imaging.phantom.spine import LEVELS, Spine
 from retroln.imaging.phantom.vessels import Course
 
 # Quantiles of the 595 abdominal nodes (86 patients) of "NIH CT Lymph Nodes", TCIA, Roth et al.,
@@ -38,6 +38,7 @@ _STATIONS: dict[str, tuple[str, float, tuple[float, float]]] = {
 }
 _WEIGHTS = np.array([0.13, 0.08, 0.08, 0.18, 0.08, 0.24, 0.06, 0.07, 0.08])
 STATIONS = tuple(_STATIONS)
+_L5, _T12 = LEVELS.index("L5"), LEVELS.index("T12")
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +98,8 @@ def make_nodes(
 ) -> tuple[Node, ...]:
     """`count` nodes (None: 2 to 9), largest placed first; each clear of `obstacles` and of the others.
 
+    All lie whole between the lower end of L5's body and the upper end of T12's.
+
     Raises:
         ValueError: there is no room for that many.
     """
@@ -123,6 +126,8 @@ class _Placer:
         self.obstacles = list(obstacles)
         self.low = np.array([shape.bounds_mm()[0] for shape in obstacles])
         self.high = np.array([shape.bounds_mm()[1] for shape in obstacles])
+        self.bottom_mm = float(spine.centres[_L5][2] - spine.half_mm[_L5][2])
+        self.top_mm = float(spine.centres[_T12][2] + spine.half_mm[_T12][2])
         self.nodes: list[Node] = []
 
     def add(self, shape: Ellipsoid) -> None:
@@ -176,6 +181,8 @@ class _Placer:
         surface = _sphere() @ np.linalg.inv(node.to_unit).T + node.centre
         x, y, z = surface.T.astype(np.float32)
         low, high = node.bounds_mm()
+        if low[2] < self.bottom_mm or high[2] > self.top_mm:
+            return False
         near = np.flatnonzero(((self.low < high + 1) & (self.high > low - 1)).all(1))
         if any(float(self.obstacles[i].distance(x, y, z).min()) < 0.2 for i in near):
             return False

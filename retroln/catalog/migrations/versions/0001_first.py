@@ -109,6 +109,7 @@ def _create_tables() -> None:
         sa.Column("state", sa.String(), nullable=False),
         sa.Column("reason", sa.String(), nullable=True),
         sa.Column("detail", sa.Text(), nullable=True),
+        sa.Column("predicted_model", sa.String(), server_default=sa.text("''"), nullable=False),
         sa.Column("predicted_version", sa.Integer(), server_default=sa.text("0"), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("updated_at", sa.DateTime(timezone=True), nullable=False),
@@ -127,7 +128,9 @@ def _create_tables() -> None:
         sa.UniqueConstraint("case_id", "revision", name=op.f("uq_scans_case_id_revision")),
     )
     op.create_index("ix_scans_patient_id", "scans", ["patient_id"], unique=False)
-    op.create_index("ix_scans_predicted", "scans", ["state", "predicted_version", "id"], unique=False)
+    op.create_index(
+        "ix_scans_predicted", "scans", ["state", "predicted_model", "predicted_version", "id"], unique=False
+    )
     op.create_index("ix_scans_waiting", "scans", ["state", "id"], unique=False)
     op.create_index(
         "uq_scans_current",
