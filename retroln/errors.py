@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -72,6 +74,21 @@ class InputError(UserError):
     ) -> None:
         super().__init__(what, file=file, expected=expected, got=got, fix=fix)
         self.reason = reason
+
+
+@contextmanager
+def naming(file: str | Path, *, instead: bool = False) -> Iterator[None]:
+    """Let an `InputError` that names no file name this one; with `instead`, also one that names another.
+
+    For what is known by a better name outside: an object as delivered rather than its scratch copy.
+    """
+    try:
+        yield
+    except InputError as error:
+        if error.file is not None and not instead:
+            raise
+        fields = {name: getattr(error, name) for name in ("expected", "got", "fix")}
+        raise type(error)(error.what, reason=error.reason, file=file, **fields) from error
 
 
 class GeometryError(InputError):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, get_args
 
 import click
 
+from retroln.errors import naming
 from retroln.settings import LabelScheme
 
 if TYPE_CHECKING:
@@ -56,12 +57,13 @@ def measure(
     from retroln.anatomy import nodes
     from retroln.imaging import nifti
 
-    measured = nodes.measure(
-        nifti.read_labels(labels),
-        vertebrae=_read_vertebrae(vertebrae, label_ids),
-        organs=nifti.read_labels(organs) if organs else None,
-        instances=instances,
-    )
+    with naming(labels):
+        measured = nodes.measure(
+            nifti.read_labels(labels),
+            vertebrae=_read_vertebrae(vertebrae, label_ids),
+            organs=nifti.read_labels(organs) if organs else None,
+            instances=instances,
+        )
     if output.suffix.lower() == ".csv":
         files.write_bytes(output, nodes.to_csv(measured).encode())
     else:

@@ -12,7 +12,7 @@ import numpy as np
 
 from retroln.anatomy import landmarks, roi
 from retroln.anatomy.vertebrae import Vertebrae
-from retroln.errors import InputError, NotFoundError, UserError
+from retroln.errors import InputError, NotFoundError, UserError, naming
 from retroln.files import write_json
 from retroln.imaging import intensity, nifti
 from retroln.imaging.geometry import require_same_grid
@@ -113,8 +113,9 @@ def _find_region(
     spine = Vertebrae.read(vertebrae, label_ids)
     scan = Volume.from_source(np.broadcast_to(np.False_, source.shape), source)
     require_same_grid(scan.grid, spine.grid, what="vertebra label map", file=vertebrae)
-    assessment = landmarks.assess(spine, unanchored="accept")
-    return roi.locate(spine, assessment, spec, source), assessment
+    with naming(vertebrae):
+        assessment = landmarks.assess(spine, unanchored="accept")
+        return roi.locate(spine, assessment, spec, source), assessment
 
 
 def _cut_ct(ct: Path, region: roi.Roi, window: Hu | None) -> Volume:

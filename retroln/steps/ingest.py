@@ -7,8 +7,6 @@ source), under a key that holds the hash of the source bytes, so that ingesting 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +14,7 @@ from retroln.anatomy.vertebrae import Vertebrae
 from retroln.catalog.accounting import CaseOutcome, Outcome
 from retroln.catalog.records import ScanDraft, ScanRecord
 from retroln.catalog.states import ScanState
-from retroln.errors import InputError, LandmarkError, NotFoundError
+from retroln.errors import InputError, LandmarkError, NotFoundError, naming
 from retroln.files import sha256_json
 from retroln.imaging import nifti
 from retroln.imaging.geometry import Grid, require_same_grid
@@ -141,7 +139,7 @@ def _canonicalise(
         keys["vertebrae"] = _store(workspace, labels, folder, base + "vertebrae.nii.gz")
         workspace.store.put_bytes(_spine_facts(spine), facts_key(keys["vertebrae"]))
     if "mask" in parts:
-        with _blaming(str(entry.mask)):
+        with naming(str(entry.mask), instead=True):
             mask = nifti.read_labels(_only_file(folder / "mask"))
         require_same_grid(ct.grid, mask.grid, what="node mask", file=entry.mask)
         keys["mask"] = _store(workspace, mask, folder, base + "mask.nii.gz")
@@ -166,7 +164,7 @@ def _canonicalise(
 
 
 def _read_ct(folder: Path, entry: CaseEntry) -> Volume:
-    with _blaming(entry.ct):
+    with naming(entry.ct, instead=True):
         ct = nifti.read(_only_file(folder))
         nifti.check_ct(ct, entry.ct)
     return ct
@@ -176,7 +174,7 @@ def _read_vertebrae(folder: Path, entry: CaseEntry, grid: Grid) -> Vertebrae:
     single = entry.vertebrae and not entry.vertebrae.endswith("/") and (folder / Path(entry.vertebrae).name)
     path = single if single and single.exists() else folder
     try:
-        with _blaming(str(entry.vertebrae)):
+        with naming(str(entry.vertebrae), instead=True):
             vertebrae = Vertebrae.read(path, entry.label_ids)
     except NotFoundError as error:
         raise LandmarkError(
@@ -189,16 +187,6 @@ def _read_vertebrae(folder: Path, entry: CaseEntry, grid: Grid) -> Vertebrae:
         ) from error
     require_same_grid(grid, vertebrae.grid, what="vertebra label map", file=entry.vertebrae)
     return vertebrae
-
-
-@contextmanager
-def _blaming(key: str) -> Iterator[None]:
-    """Let an error name the object as delivered, not the copy in a scratch folder."""
-    try:
-        yield
-    except InputError as error:
-        named = {name: getattr(error, name) for name in ("expected", "got", "fix")}
-        raise type(error)(error.what, reason=error.reason, file=key, **named) from error
 
 
 def facts_key(vertebrae_key: str) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 
 from retroln.anatomy import landmarks, nodes, roi
 from retroln.anatomy.vertebrae import Vertebrae
+from retroln.errors import naming
 from retroln.imaging import nifti
 from retroln.imaging.geometry import require_same_grid
 from retroln.settings import LabelScheme
@@ -35,9 +36,9 @@ def predict_file(
     spine = Vertebrae.read(vertebrae, label_ids)
     require_same_grid(volume.grid, spine.grid, what="vertebra label map", file=vertebrae)
     predictor = predictor_for(bundle, device)
-    region = roi.locate(
-        spine, landmarks.assess(spine, unanchored="accept"), predictor.contract.roi, volume.source
-    )
+    with naming(vertebrae):
+        assessment = landmarks.assess(spine, unanchored="accept")
+        region = roi.locate(spine, assessment, predictor.contract.roi, volume.source)
     predicted = predictor.predict(volume.crop(region.box))
     found = nodes.findings(predicted, predictor.contract.min_finding_mm3).astype(np.uint16)
     nifti.write(output, roi.paste(found, region), region.source)

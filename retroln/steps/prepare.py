@@ -15,7 +15,7 @@ from retroln.anatomy.vertebrae import Vertebrae
 from retroln.catalog.accounting import CaseOutcome, Outcome
 from retroln.catalog.records import CropDraft, LandmarksDraft, RoiDraft, ScanRecord
 from retroln.catalog.states import ScanState
-from retroln.errors import InputError, LandmarkError
+from retroln.errors import InputError, LandmarkError, naming
 from retroln.files import sha256_file, sha256_json, write_json
 from retroln.imaging import nifti
 from retroln.imaging.geometry import Grid
@@ -79,9 +79,10 @@ def prepare_case(settings: Settings, run_id: int, scan: ScanRecord) -> CaseOutco
 def _prepare(workspace: Workspace, scan: ScanRecord, folder: Path, run_id: int) -> None:
     settings = workspace.settings
     vertebrae = _vertebrae(workspace, scan, folder)
-    assessment = landmarks.assess(vertebrae, unanchored=settings.unanchored)
     delivered = Grid(scan.source_shape, np.asarray(scan.source_affine, float))
-    region = roi.locate(vertebrae, assessment, settings.roi, delivered)
+    with naming(scan.source_uri["vertebrae"]):
+        assessment = landmarks.assess(vertebrae, unanchored=settings.unanchored)
+        region = roi.locate(vertebrae, assessment, settings.roi, delivered)
     ct = _load(workspace, scan.ct_key, folder)
     mask = _load(workspace, scan.mask_key, folder) if scan.mask_key else None
     inside = roi.containment(mask, region.box) if mask else None

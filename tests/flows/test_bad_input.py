@@ -116,6 +116,8 @@ def test_bad_case_is_quarantined_with_its_reason_and_the_rest_goes_on(
     assert outcome is Outcome.QUARANTINED
     assert reason in reasons
     assert detail and mentions in detail
+    assert detail.startswith(("P2/BAD/ct.nii.gz: ", "P2/BAD/vertebrae.nii.gz: "))
+    assert all(part in detail for part in ("expected: ", "got: ", "fix: "))
     stored = open_workspace(settings).catalog.current_scan("BAD")
     assert stored is not None
     assert (stored.state, stored.reason) == (ScanState.QUARANTINED, reason)

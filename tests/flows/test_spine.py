@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from retroln.steps import audit, infer, ingest, prepare, promote, training
 from retroln.steps.phantom_cohort import CohortSpec, write_cohort
 from retroln.steps.runs import Run
 from retroln.steps.workspace import open_workspace
+from retroln.storage.open import open_store
 
 COHORT = CohortSpec(patients=8, spacing_mm=(4.0, 4.0, 5.0))
 SPEC = TrainSpec(
@@ -185,3 +187,29 @@ def test_registered_model_predicts_through_mlflow(spine: Spine, tmp_path: Path) 
     assert list(answer.columns) == ["output", "n_nodes"]
     assert answer["output"][0] == str(output)
     assert (answer["n_nodes"][0] > 0) == bool(labels.array.any())
+
+
+def test_later_scan_of_a_trained_patient_is_inferred_with_cautions(spine: Spine, tmp_path: Path) -> None:
+    """Last in this file: it adds a case, whose label map lacks S1, to the module's platform."""
+    workspace = open_workspace(spine.settings)
+    member = next(m for m in spine.candidate.dataset.members if m.role == "train")
+    base = f"{member.patient_id}/{member.case_id}/"
+    source = open_store(spine.settings.source_uri, spine.settings)
+    for name in ("ct.nii.gz", "vertebrae.nii.gz"):
+        source.get_file(base + name, tmp_path / name)
+    labels = nifti.read_labels(tmp_path / "vertebrae.nii.gz")
+    without_s1 = np.where(labels.array == 26, 0, labels.array)
+    nifti.write_source(tmp_path / "vertebrae.nii.gz", labels.with_array(without_s1))
+    for name in ("ct.nii.gz", "vertebrae.nii.gz"):
+        source.put_file(tmp_path / name, f"{member.patient_id}/LATER/{name}")
+
+    ingested, _ = _ingest_and_prepare(spine.settings)
+    assert ingested.done == 1
+    assert _infer(spine.settings).done == 1
+    scan = workspace.catalog.current_scan("LATER")
+    assert scan is not None
+    (prediction,) = workspace.catalog.predictions_of(scan.scan_id)
+    page = workspace.store.get_bytes(str(prediction.page_key)).decode()
+    assert "trained on another scan of this patient" in page
+    assert "confirm the numbering" in page
+    assert re.search(r"ingest, run \d+: <b>10 cases in</b> = 1 done \+ 8 skipped \+ 1 quarantined", page)

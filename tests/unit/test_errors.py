@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from retroln import errors
-from retroln.errors import GeometryError, InputError, RetroLNError, UserError
+from retroln.errors import GeometryError, InputError, RetroLNError, UserError, naming
 
 KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, UserError)]
 
@@ -63,3 +63,18 @@ def test_exit_codes_tell_the_kinds_apart():
 def test_an_input_error_needs_a_reason():
     with pytest.raises(TypeError, match="reason"):
         InputError("bad")
+
+
+def _refuse(file=None):
+    raise GeometryError("bad", reason="bad_affine", file=file, expected="4x4", got="3x3", fix="write anew")
+
+
+@pytest.mark.parametrize(
+    ("own", "instead", "named"),
+    [(None, False, "given"), ("own", False, "own"), ("own", True, "given"), (None, True, "given")],
+)
+def test_naming_fills_in_the_file_and_keeps_the_rest(own, instead, named):
+    with pytest.raises(GeometryError) as caught, naming("given", instead=instead):
+        _refuse(own)
+    assert str(caught.value) == f"{named}: bad; expected: 4x4; got: 3x3; fix: write anew"
+    assert caught.value.reason == "bad_affine"

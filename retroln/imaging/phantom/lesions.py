@@ -38,7 +38,8 @@ _STATIONS: dict[str, tuple[str, float, tuple[float, float]]] = {
 }
 _WEIGHTS = np.array([0.13, 0.08, 0.08, 0.18, 0.08, 0.24, 0.06, 0.07, 0.08])
 STATIONS = tuple(_STATIONS)
-_L5, _T12 = LEVELS.index("L5"), LEVELS.index("T12")
+_L5, _L2, _T12 = (LEVELS.index(level) for level in ("L5", "L2", "T12"))
+_ASIDE_MM = 73.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +99,8 @@ def make_nodes(
 ) -> tuple[Node, ...]:
     """`count` nodes (None: 2 to 9), largest placed first; each clear of `obstacles` and of the others.
 
-    All lie whole between the lower end of L5's body and the upper end of T12's.
+    All lie whole between the lower end of L5's body and the upper end of T12's, and within 73 mm of L2's
+    middle to either side.
 
     Raises:
         ValueError: there is no room for that many.
@@ -128,6 +130,7 @@ class _Placer:
         self.high = np.array([shape.bounds_mm()[1] for shape in obstacles])
         self.bottom_mm = float(spine.centres[_L5][2] - spine.half_mm[_L5][2])
         self.top_mm = float(spine.centres[_T12][2] + spine.half_mm[_T12][2])
+        self.middle_mm = float(spine.centres[_L2][0])
         self.nodes: list[Node] = []
 
     def add(self, shape: Ellipsoid) -> None:
@@ -181,7 +184,8 @@ class _Placer:
         surface = _sphere() @ np.linalg.inv(node.to_unit).T + node.centre
         x, y, z = surface.T.astype(np.float32)
         low, high = node.bounds_mm()
-        if low[2] < self.bottom_mm or high[2] > self.top_mm:
+        aside_mm = max(high[0] - self.middle_mm, self.middle_mm - low[0])
+        if low[2] < self.bottom_mm or high[2] > self.top_mm or aside_mm > _ASIDE_MM:
             return False
         near = np.flatnonzero(((self.low < high + 1) & (self.high > low - 1)).all(1))
         if any(float(self.obstacles[i].distance(x, y, z).min()) < 0.2 for i in near):
