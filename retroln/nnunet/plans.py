@@ -33,7 +33,9 @@ _REFERENCE_INTENSITY = {
 }
 
 _DEMO_PATCH_LIMIT = (32, 64, 64)
-_DEMO_FEATURES = (8, 16, 32, 64)
+# Most of a CPU's time goes into the finest stage, so it gets one convolution and few features.
+_DEMO_FEATURES = (8, 32, 64, 128)
+_DEMO_CONVS = (1, 2, 2, 2)
 _DEMO_BATCH = 2
 _DEMO_FINGERPRINT_VOXELS = 1e6  # nnU-Net's 1e8 sampled voxels take minutes and say nothing more here
 
@@ -93,7 +95,9 @@ def _reference(fingerprint: dict[str, Any]) -> dict[str, Any]:
         "normalization_schemes": ["CTNormalization"],
         "use_mask_for_norm": [False],
         **_resampling(),
-        "architecture": _architecture(_REFERENCE_FEATURES, _REFERENCE_STRIDES, _REFERENCE_KERNELS),
+        "architecture": _architecture(
+            _REFERENCE_FEATURES, _REFERENCE_STRIDES, _REFERENCE_KERNELS, (2,) * len(_REFERENCE_FEATURES)
+        ),
         "batch_dice": False,
     }
     return {
@@ -127,7 +131,8 @@ def _resampling() -> dict[str, Any]:
     return {**functions, **arguments}
 
 
-def _architecture(features: Any, strides: Any, kernels: Any) -> dict[str, Any]:
+def _architecture(features: Any, strides: Any, kernels: Any, convs: Any) -> dict[str, Any]:
+    """`convs` per stage, finest first; the decoder has as many as its stage in the encoder."""
     stages = len(features)
     return {
         "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
@@ -137,8 +142,8 @@ def _architecture(features: Any, strides: Any, kernels: Any) -> dict[str, Any]:
             "conv_op": "torch.nn.modules.conv.Conv3d",
             "kernel_sizes": [list(kernel) for kernel in kernels],
             "strides": [list(stride) for stride in strides],
-            "n_conv_per_stage": [2] * stages,
-            "n_conv_per_stage_decoder": [2] * (stages - 1),
+            "n_conv_per_stage": list(convs),
+            "n_conv_per_stage_decoder": list(convs[-2::-1]),
             "conv_bias": True,
             "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
             "norm_op_kwargs": {"eps": 1e-5, "affine": True},
@@ -165,6 +170,8 @@ def _demo() -> dict[str, Any]:
     configuration["patch_size"] = [int(n) for n in patch]
     configuration["batch_size"] = _DEMO_BATCH
     configuration["batch_dice"] = True
-    configuration["architecture"] = _architecture(_DEMO_FEATURES[:stages], strides[:stages], kernels[:stages])
+    configuration["architecture"] = _architecture(
+        _DEMO_FEATURES[:stages], strides[:stages], kernels[:stages], _DEMO_CONVS[:stages]
+    )
     plans["configurations"] = {CONFIGURATION: configuration}
     return plans

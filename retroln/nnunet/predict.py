@@ -15,6 +15,7 @@ from retroln.imaging import intensity
 from retroln.imaging.volume import Volume
 from retroln.nnunet.bundle import CHECKPOINT, CONFIGURATION, Bundle
 from retroln.nnunet.environment import quiet
+from retroln.nnunet.plans import PROFILE_KEY
 
 Device = Literal["auto", "cpu", "cuda"]
 _NARROWEST_HU = 2.0  # a crop of a body spans hundreds of HU; one scaled to 0..1 spans at most 1
@@ -25,9 +26,11 @@ class Predictor:
 
     Folds are averaged before the decision; tiles overlap by half with Gaussian weights; mirroring
     follows the checkpoint: all stock nnU-Net behaviour, without its temporary files and processes.
+    A network of profile `demo` runs in bf16 and channels-last on a CPU, as it was trained (four to eight
+    times as fast), unless `full_precision` asks for stock arithmetic.
     """
 
-    def __init__(self, bundle: Bundle, device: Device = "auto") -> None:
+    def __init__(self, bundle: Bundle, device: Device = "auto", *, full_precision: bool = False) -> None:
         """Load the networks of a verified bundle (`retroln.nnunet.bundle.load`).
 
         Raises:
@@ -39,6 +42,11 @@ class Predictor:
         self._lock = threading.Lock()
         with quiet():
             self._network = _open(bundle, _device(device))
+        self._is_bf16 = not full_precision and _prefers_bf16(self._network)
+        if self._is_bf16:
+            import torch
+
+            self._network.network.to(memory_format=torch.channels_last_3d)
 
     def predict(self, ct: Volume) -> Volume:
         """Label map of a crop in Hounsfield units.
@@ -68,7 +76,7 @@ class Predictor:
         # nnU-Net's reader takes the spacing from the header, which stores float32.
         spacing = [float(np.float32(side)) for side in ct.grid.spacing_mm[::-1]]
         with self._lock, quiet():
-            labels, found = _predict(self._network, image, spacing, probabilities)
+            labels, found = _predict(self._network, image, spacing, probabilities, bf16=self._is_bf16)
         return _from_nnunet(labels).astype(np.uint8), _from_nnunet(found).astype(np.float32)
 
 
@@ -143,6 +151,11 @@ def _open(bundle: Bundle, device: Any) -> Any:
     return predictor
 
 
+def _prefers_bf16(predictor: Any) -> bool:
+    is_demo: bool = predictor.plans_manager.plans.get(PROFILE_KEY) == "demo"
+    return is_demo and predictor.device.type == "cpu"
+
+
 def _checkpoint(bundle: Bundle, fold: int) -> dict[str, Any]:
     """Tensors and plain values alone: `weights_only` refuses any other pickle, should a hash ever lie."""
     import torch
@@ -153,7 +166,7 @@ def _checkpoint(bundle: Bundle, fold: int) -> dict[str, Any]:
 
 
 def _predict(
-    predictor: Any, image: NDArray[np.float32], spacing: list[float], probabilities: bool
+    predictor: Any, image: NDArray[np.float32], spacing: list[float], probabilities: bool, *, bf16: bool
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """Labels and the probability of label 1 (zeros unless asked for), both (z, y, x)."""
     import torch
@@ -166,7 +179,8 @@ def _predict(
     data, _, properties = preprocessor.run_case_npy(
         image, None, {"spacing": spacing}, plans, configuration, predictor.dataset_json
     )
-    logits = predictor.predict_logits_from_preprocessed_data(torch.from_numpy(data)).cpu()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+        logits = predictor.predict_logits_from_preprocessed_data(torch.from_numpy(data)).cpu()
     found = to_segmentation(
         logits,
         plans,

@@ -143,7 +143,7 @@ def stock_prediction(finished: Finished, ct: NDArray[np.int16], folder: Path) ->
 def test_prediction_equals_stock_nnunet(finished: Finished, tmp_path: Path) -> None:
     ct, _ = blobs(9)
     stock_labels, stock_probability = stock_prediction(finished, ct, tmp_path)
-    predictor = Predictor(finished.made, "cpu")
+    predictor = Predictor(finished.made, "cpu", full_precision=True)
     labels, probability = predictor.predict_probabilities(Volume(ct, GRID, GRID))
     assert labels.grid is GRID and labels.array.dtype == np.uint8
     assert labels.grid.distance_mm(stock_labels.grid) < 1e-3
@@ -151,6 +151,16 @@ def test_prediction_equals_stock_nnunet(finished: Finished, tmp_path: Path) -> N
     np.testing.assert_array_equal(labels.array, stock_labels.array)
     assert np.ptp(probability.array) > 0.01
     np.testing.assert_array_equal(predictor.predict(Volume(ct, GRID, GRID)).array, labels.array)
+
+
+def test_bf16_changes_next_to_nothing(finished: Finished) -> None:
+    ct, _ = blobs(9)
+    exact = Predictor(finished.made, "cpu", full_precision=True)
+    _, expected = exact.predict_probabilities(Volume(ct, GRID, GRID))
+    _, got = Predictor(finished.made, "cpu").predict_probabilities(Volume(ct, GRID, GRID))
+    assert not np.array_equal(got.array, expected.array)
+    # in the corners nnU-Net's half-precision weights leave steps of whole logits, in either arithmetic
+    assert np.abs(got.array - expected.array).mean() < 0.005
 
 
 def test_scaled_crop_is_refused(finished: Finished) -> None:
