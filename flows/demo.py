@@ -23,15 +23,12 @@ from retroln.catalog.accounting import Accounting, CaseOutcome
 from retroln.errors import UserError
 from retroln.files import write_json
 from retroln.report.terminal import figure_table, stage_table
-from retroln.settings import GateSpec, Settings, TrainSpec
+from retroln.settings import Settings, TrainSpec
 from retroln.steps.phantom_cohort import CohortSpec, write_cohort
 
 FOLDER = Path("var/demo")
 STAND_IN = "trained on synthetic phantoms: what it finds in a patient means nothing clinically"
 _SHOWN = ("cases", "nodes", "sensitivity_ge10mm", "fp_per_volume", "dice_mean")
-# Looser than the defaults (0.8 at 2): minutes of training on a CPU vary, and the demo must go on to show
-# the rest. The table at the end says what was reached.
-DEMO_GATES = GateSpec(min_sensitivity_ge10mm=0.6, max_fp_per_volume=5.0)
 Stages = dict[str, Accounting]
 
 
@@ -119,21 +116,25 @@ def demo_settings(source: str = "source") -> Settings:
         work_dir=FOLDER / "work",
         model_name="retroln-demo",
         experiment="retroln-demo",
-        gates=DEMO_GATES,
     )
 
 
 def demo_spec() -> TrainSpec:
-    """A budget that two CPU cores finish in minutes."""
+    """A budget that two CPU cores finish in minutes.
+
+    The operating point (least probability and volume) was chosen on 50 phantom patients of another
+    cohort, which are neither trained on nor tested here.
+    """
     return TrainSpec(
         profile="demo",
-        epochs=20,
+        epochs=36,
         iterations=60,
         validation_iterations=4,
-        n_folds=5,
-        test_fraction=0.25,
+        n_folds=20,
+        test_fraction=0.15,
         device="cpu",
-        min_finding_mm3=268.0,  # a sphere 8 mm across; see README on how it was chosen
+        min_probability=0.2,
+        min_finding_mm3=113.0,  # a sphere 6 mm across
         stand_in=STAND_IN,
     )
 

@@ -67,6 +67,9 @@ class TrainSpec(BaseModel):
         0.9, ge=0, le=1, description="share of a case's labelled node voxels that must lie in the region"
     )
     override_containment: bool = Field(False, description="a person takes responsibility for nodes outside")
+    min_probability: float = Field(
+        0.5, gt=0, lt=1, description="voxels of at least this probability belong to a node"
+    )
     min_finding_mm3: float = Field(
         65.0, ge=0, description="smaller findings are specks; the default is a sphere 5 mm across"
     )

@@ -18,6 +18,7 @@ from retroln.nnunet.environment import quiet
 from retroln.nnunet.plans import PROFILE_KEY
 
 Device = Literal["auto", "cpu", "cuda"]
+_EVEN = 0.5
 _NARROWEST_HU = 2.0  # a crop of a body spans hundreds of HU; one scaled to 0..1 spans at most 1
 
 
@@ -26,6 +27,7 @@ class Predictor:
 
     Folds are averaged before the decision; tiles overlap by half with Gaussian weights; mirroring
     follows the checkpoint: all stock nnU-Net behaviour, without its temporary files and processes.
+    A voxel is node from the contract's `min_probability`; 0.5, the default, is nnU-Net's own decision.
     A network of profile `demo` runs in bf16 and channels-last on a CPU, as it was trained (four to eight
     times as fast), unless `full_precision` asks for stock arithmetic.
     """
@@ -75,8 +77,12 @@ class Predictor:
         image = _to_nnunet(ct, self.contract.hu)
         # nnU-Net's reader takes the spacing from the header, which stores float32.
         spacing = [float(np.float32(side)) for side in ct.grid.spacing_mm[::-1]]
+        limit = self.contract.min_probability
+        needed = probabilities or limit != _EVEN
         with self._lock, quiet():
-            labels, found = _predict(self._network, image, spacing, probabilities, bf16=self._is_bf16)
+            labels, found = _predict(self._network, image, spacing, needed, bf16=self._is_bf16)
+        if limit != _EVEN:
+            labels = found >= limit
         return _from_nnunet(labels).astype(np.uint8), _from_nnunet(found).astype(np.float32)
 
 

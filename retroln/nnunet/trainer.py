@@ -35,7 +35,7 @@ class RetroLNTrainer(nnUNetTrainer):  # type: ignore[misc]
     Both keep nnU-Net's loss (Dice + cross-entropy, deep supervision) and polynomial decay.
     `reference` is stock: SGD with Nesterov momentum 0.99 from 0.01, weight decay 3e-5, augmentation,
     mirroring on axes 0, 1, 2. `demo` takes AdamW from 0.002 (in 300 steps it learns what SGD has not
-    begun to), bf16 and channels-last on a CPU, mirrors left-right and predicts without mirroring.
+    begun to), bf16 and channels-last on a CPU, and mirrors left-right, in training and in inference.
     """
 
     network: Any
@@ -88,7 +88,7 @@ class RetroLNTrainer(nnUNetTrainer):  # type: ignore[misc]
         )
         if not self.is_demo:
             return rotation, dummy_2d, initial_patch, axes
-        self.inference_allowed_mirroring_axes = None
+        self.inference_allowed_mirroring_axes = _LEFT_RIGHT
         return rotation, False, self.configuration_manager.patch_size, _LEFT_RIGHT
 
     def get_dataloaders(self) -> Any:

@@ -32,8 +32,8 @@ _PHASES: tuple[Phase, ...] = (
 class CohortSpec:
     """How many phantom patients, how large their voxels, and one broken file to be quarantined."""
 
-    patients: int = 34
-    seed: int = 100
+    patients: int = 100
+    seed: int = 7000
     spacing_mm: tuple[float, float, float] = (2.0, 2.0, 3.0)
     node_free_every: int = 9
     broken: bool = True
@@ -59,7 +59,7 @@ def phantom_spec(spec: CohortSpec, number: int) -> PhantomSpec:
         spacing_mm=spec.spacing_mm,
         orientation=next(islice(cycle(_ORIENTATIONS), number, None)),
         phase=next(islice(cycle(_PHASES), number, None)),
-        node_free=number % spec.node_free_every == spec.node_free_every - 1,
+        node_free=number % spec.node_free_every == spec.node_free_every // 2,
         missing_levels=("L2",) if number == 3 else (),
     )
 

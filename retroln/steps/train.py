@@ -133,6 +133,7 @@ def train_dataset(
         roi=settings.roi,
         versions=environment.versions(),
         dataset_version=record.version,
+        min_probability=spec.min_probability,
         min_finding_mm3=spec.min_finding_mm3,
         stand_in=spec.stand_in,
     )

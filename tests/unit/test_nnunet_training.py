@@ -131,7 +131,7 @@ def stock_prediction(finished: Finished, ct: NDArray[np.int16], folder: Path) ->
     (folder / "out").mkdir()
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
-        predictor = nnUNetPredictor(use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False)
+        predictor = nnUNetPredictor(use_mirroring=True, device=torch.device("cpu"), allow_tqdm=False)
         predictor.initialize_from_trained_model_folder(str(finished.made.path), (0,))
         predictor.predict_from_files_sequential(
             [[str(folder / "in" / "x_0000.nii.gz")]], [str(folder / "out" / "x")], save_probabilities=True
@@ -182,3 +182,14 @@ def test_checkpoint_changed_after_opening_is_refused(finished: Finished, tmp_pat
     checkpoint.write_bytes(b"\0" + checkpoint.read_bytes()[1:])
     with pytest.raises(IntegrityError):
         Predictor(opened, "cpu")
+
+
+def test_contract_decides_from_which_probability_a_voxel_is_node(finished: Finished, tmp_path: Path) -> None:
+    ct = Volume(blobs(9)[0], GRID, GRID)
+    _, probability = Predictor(finished.made, "cpu").predict_probabilities(ct)
+    lenient = finished.made.contract.model_copy(update={"min_probability": 0.2})
+    made = bundle.make(tmp_path / "bundle", finished.folders, finished.plans_id, (0,), lenient)
+    labels = Predictor(made, "cpu").predict(ct)
+    assert labels.array.dtype == np.uint8
+    np.testing.assert_array_equal(labels.array, probability.array >= 0.2)
+    assert 0 < labels.array.mean() and (labels.array > (probability.array >= 0.5)).any()
