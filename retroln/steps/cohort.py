@@ -150,11 +150,28 @@ def _bad_row(line: int, column: str, expected: str, got: str) -> InputError:
 
 def _from_keys(infos: Iterable[ObjectInfo], default: LabelScheme) -> list[CaseEntry]:
     folders: dict[tuple[str, str], set[str]] = {}
+    misplaced = []
     for info in infos:
         pieces = info.key.split("/")
         if len(pieces) >= 3:
             folders.setdefault((pieces[0], pieces[1]), set()).add(pieces[2])
-    return [_from_folder(patient, case, names, default) for (patient, case), names in folders.items()]
+        elif info.key.endswith((".nii", ".nii.gz")):
+            misplaced.append(_misplaced(info.key, default))
+    listed = [_from_folder(patient, case, names, default) for (patient, case), names in folders.items()]
+    return listed + misplaced
+
+
+def _misplaced(key: str, default: LabelScheme) -> CaseEntry:
+    """An image that belongs to no case folder is held and named, not passed over."""
+    problem = InputError(
+        "the object lies in no case folder",
+        reason="misplaced",
+        file=key,
+        expected="<patient>/<case>/ct.nii.gz",
+        got=key,
+        fix="move it into a case folder, or list the cases in cases.csv",
+    )
+    return CaseEntry(f"misplaced:{key}", "unknown", key, label_ids=default, problem=problem)
 
 
 def _from_folder(patient: str, case: str, names: set[str], default: LabelScheme) -> CaseEntry:

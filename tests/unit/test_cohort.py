@@ -80,3 +80,14 @@ def test_local_table_is_staged_with_absolute_paths_and_folders(tmp_path: Path, s
     (entry,) = list_cases(source, "totalseg-v2")
     assert source.get_bytes(entry.ct) == b"1"
     assert [info.key for info in source.list(str(entry.vertebrae))] == ["0000-vertebrae/vertebrae_L2.nii.gz"]
+
+
+def test_images_outside_case_folders_are_named(source: ObjectStore) -> None:
+    for key in ("P/A/ct.nii.gz", "P/ct.nii.gz", "ct.nii", "notes/readme.txt"):
+        source.put_bytes(b"x", key)
+    entries = {entry.case_id: entry for entry in list_cases(source, "totalseg-v2")}
+    assert set(entries) == {"A", "misplaced:P/ct.nii.gz", "misplaced:ct.nii"}
+    assert entries["A"].problem is None
+    problem = entries["misplaced:P/ct.nii.gz"].problem
+    assert problem is not None
+    assert (problem.reason, problem.file) == ("misplaced", "P/ct.nii.gz")
