@@ -192,4 +192,4 @@ def test_contract_decides_from_which_probability_a_voxel_is_node(finished: Finis
     labels = Predictor(made, "cpu").predict(ct)
     assert labels.array.dtype == np.uint8
     np.testing.assert_array_equal(labels.array, probability.array >= 0.2)
-    assert 0 < labels.array.mean() and (labels.array > (probability.array >= 0.5)).any()
+    assert (labels.array > (probability.array >= 0.5)).any()
