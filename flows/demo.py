@@ -201,8 +201,17 @@ def _entries(settings: Settings) -> Any:
 
 
 def _page_paths(settings: Settings, cases: list[str]) -> dict[str, Path]:
-    found = (FOLDER / "store" / "predictions").glob("*/*/*/page.html")
-    return {page.parent.parent.name: page for page in sorted(found) if page.parent.parent.name in cases}
+    """The page of each case's current results."""
+    from retroln.steps.workspace import open_workspace
+
+    catalog = open_workspace(settings).catalog
+    pages = {}
+    for scan in filter(None, map(catalog.current_scan, cases)):
+        for prediction in catalog.predictions_of(scan.scan_id):
+            current = (prediction.model_name, prediction.version)
+            if current == (scan.predicted_model, scan.predicted_version) and prediction.page_key:
+                pages[scan.case_id] = FOLDER / "store" / prediction.page_key
+    return pages
 
 
 def _paste_back_exact(settings: Settings) -> bool:
@@ -255,7 +264,7 @@ def _progress(title: str, epochs: int | None) -> Iterator[None]:
 
 
 def _keep_to_this_machine() -> None:
-    """An in-process Prefect of the demo's own, telemetry off, warnings only."""
+    """An in-process Prefect of the demo's own, telemetry off, its log silent."""
     own = {
         "PREFECT_HOME": str((FOLDER / "prefect").resolve()),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",

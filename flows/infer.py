@@ -14,7 +14,7 @@ from tasks.stages import fetch_champion, infer_shard
 
 @flow(name="infer", validate_parameters=False)
 def infer(settings: Settings | None = None) -> State[Accounting]:
-    """Label maps on the delivered grid, nodes and case pages for new CT; patients trained on are left out."""
+    """Label maps on the delivered grid, nodes and case pages for new CT; scans trained on are skipped."""
     settings = settings or Settings()
     model = fetch_champion(settings)
     with begin(settings, "infer", {"model": model.name, "version": model.version}) as run:

@@ -17,7 +17,8 @@ def prepare(settings: Settings | None = None) -> State[Accounting]:
     """Crop every ingested scan to the region referenced to L2; doubtful landmarks wait for a person."""
     settings = settings or Settings()
     with begin(settings, "prepare", {"roi": settings.roi.model_dump()}) as run:
+        left = step.scans_left(settings)
         outcomes = step.untouched(settings)
-        for shard in shards(step.scans_left(settings), settings.shard_size):
+        for shard in shards(left, settings.shard_size):
             outcomes += prepare_shard(settings, shard, run.run_id)
         return finish(run, "prepare", outcomes)

@@ -15,6 +15,7 @@ from retroln.anatomy.vertebrae import Vertebrae
 from retroln.errors import InputError, LandmarkError
 from retroln.imaging.geometry import Grid, VoxelBox, axis_map
 from retroln.imaging.volume import Volume, occupied_box
+from retroln.metrics.components import connected
 from retroln.settings import Hu, RoiSpec
 
 SIDES = ("left", "right", "posterior", "anterior", "inferior", "superior")
@@ -52,7 +53,7 @@ class Roi:
 
 @dataclass(frozen=True)
 class NodeInside:
-    """One labelled node: its label (or component number), its voxels and those inside the box."""
+    """One labelled node: its component number, its voxels and those inside the box."""
 
     label: int
     voxels: int
@@ -131,13 +132,11 @@ def containment(mask: Volume, box: VoxelBox) -> Containment:
         mask: node labels or a binary mask, RAS+.
         box: RAS+ voxels of the same grid.
     """
-    import cc3d
-
     outer = occupied_box(mask.array > 0)
     if outer is None:
         return Containment(0, 0, ())
-    part = np.asfortranarray(np.where(mask.array[outer.slices] > 0, mask.array[outer.slices], 0))
-    components = cc3d.connected_components(part, connectivity=26)
+    part = mask.array[outer.slices]
+    components = connected(np.where(part > 0, part, 0))
     inner = VoxelBox(
         _minus(box.start, outer.start),
         _minus(box.stop, outer.start),

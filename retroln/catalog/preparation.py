@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy import Select, delete, select
 from sqlalchemy.orm import Session
 
@@ -59,6 +61,19 @@ class PreparationQueries:
                     Crop(scan_id=scan_id, **vars(crop)),
                 ]
             )
+
+    def reopen_prepared(self, spec: dict[str, Any]) -> int:
+        """Prepared scans whose region has another `spec` become `ingested`; returns how many."""
+        statement = (
+            select(Scan, Roi).join(Roi, Roi.scan_id == Scan.id).where(Scan.state == ScanState.PREPARED)
+        )
+        with self._database.writing() as session:
+            rows = session.execute(statement.with_for_update(of=Scan)).tuples()
+            other = [scan for scan, region in rows if region.document["spec"] != spec]
+            for scan in other:
+                move(session, scan, ScanState.INGESTED, None, reason="region_changed")
+                scan.predicted_model, scan.predicted_version = "", 0
+            return len(other)
 
     def crop_of(self, scan_id: int) -> CropRecord:
         """The scan's crop and region. Raises `NotFoundError` before prepare."""

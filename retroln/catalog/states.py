@@ -24,7 +24,7 @@ _S = ScanState
 TRANSITIONS: Mapping[ScanState, frozenset[ScanState]] = MappingProxyType(
     {
         _S.INGESTED: frozenset({_S.PREPARED, _S.QUARANTINED, _S.FAILED, _S.SUPERSEDED}),
-        _S.PREPARED: frozenset({_S.QUARANTINED, _S.FAILED, _S.SUPERSEDED}),
+        _S.PREPARED: frozenset({_S.INGESTED, _S.QUARANTINED, _S.FAILED, _S.SUPERSEDED}),
         _S.QUARANTINED: frozenset({_S.INGESTED, _S.PREPARED, _S.REQUEUED, _S.QUARANTINED, _S.SUPERSEDED}),
         _S.FAILED: frozenset(
             {_S.INGESTED, _S.PREPARED, _S.REQUEUED, _S.QUARANTINED, _S.FAILED, _S.SUPERSEDED}

@@ -32,11 +32,14 @@ def ingest() -> None:
 
 @click.command()
 @click.option("--limit", type=click.IntRange(1), help="Take at most so many scans; the rest waits.")
-def prepare(limit: int | None) -> None:
+@click.option("--again", is_flag=True, help="Also cut anew what was cut by another RETROLN_ROI.")
+def prepare(limit: int | None, again: bool) -> None:
     """Find landmarks and region of every scan that waits, and store its crop."""
     from retroln.steps import prepare as step
 
     settings = Settings()
+    if again:
+        click.echo(f"{step.reopen(settings)} scans were cut by another region", err=True)
     left = _limited(step.scans_left(settings), limit)
     run = runs.Run.begin(settings, "prepare", {"limit": limit})
     with run, _progress("prepare", len(left)) as tell:

@@ -2,7 +2,7 @@
 
 `cases.csv` has the columns case_id, patient_id, ct and, optionally, vertebrae, label_ids, mask; paths
 are relative to it. Without one, keys are `<patient>/<case>/ct.nii.gz`, `vertebrae.nii.gz` or
-`vertebrae/`, and `mask.nii.gz`. A case id is always matched whole.
+`vertebrae/`, and `mask.nii.gz` (or .nii). A case id is always matched whole.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import get_args
 
 from retroln.errors import InputError, NotFoundError, UserError
@@ -24,6 +25,7 @@ from retroln.storage.base import ObjectInfo, ObjectStore
 CASES_FILE = "cases.csv"
 _REQUIRED = ("case_id", "patient_id", "ct")
 _COLUMNS = (*_REQUIRED, "vertebrae", "label_ids", "mask")
+_IMAGE = (".nii", ".nii.gz")
 _CASE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -72,24 +74,30 @@ def parts_of(entry: CaseEntry, source: ObjectStore) -> dict[str, tuple[ObjectInf
 
 
 def stage_local(cases_csv: Path, folder: Path) -> None:
-    """Copy what a local `cases.csv` names (relative or absolute paths) into `folder` as a source."""
-    rows = _rows(cases_csv.read_text("utf-8-sig"))
-    folder.mkdir(parents=True, exist_ok=True)
-    staged = []
-    for number, row in enumerate(rows):
-        for column in ("ct", "vertebrae", "mask"):
-            if row.get(column):
-                row[column] = _stage(cases_csv.parent / row[column], folder, f"{number:04d}-{column}")
-        staged.append(row)
-    with (folder / CASES_FILE).open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, _COLUMNS)
-        writer.writeheader()
-        writer.writerows({column: row.get(column) or "" for column in _COLUMNS} for row in staged)
+    """Copy what a local `cases.csv` names (relative or absolute paths) into `folder` as a source.
+
+    What lay in `folder` before is gone: an old file must not stand in for one that is missing now.
+    """
+    rows = [row for _, row in _rows(cases_csv.read_text("utf-8-sig"))]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".partial-", dir=folder.parent) as scratch:
+        staged = Path(scratch, "source")
+        staged.mkdir()
+        for number, row in enumerate(rows):
+            for column in ("ct", "vertebrae", "mask"):
+                if row.get(column):
+                    row[column] = _stage(cases_csv.parent / row[column], staged, f"{number:04d}-{column}")
+        with (staged / CASES_FILE).open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.DictWriter(stream, _COLUMNS)
+            writer.writeheader()
+            writer.writerows({column: row.get(column) or "" for column in _COLUMNS} for row in rows)
+        shutil.rmtree(folder, ignore_errors=True)
+        staged.rename(folder)
 
 
 def _stage(path: Path, folder: Path, name: str) -> str:
     if path.is_dir():
-        shutil.copytree(path, folder / name, dirs_exist_ok=True)
+        shutil.copytree(path, folder / name)
         return f"{name}/"
     target = f"{name}.nii.gz" if path.name.endswith(".gz") else f"{name}{path.suffix}"
     if path.exists():
@@ -97,7 +105,8 @@ def _stage(path: Path, folder: Path, name: str) -> str:
     return target
 
 
-def _rows(text: str) -> list[dict[str, str]]:
+def _rows(text: str) -> list[tuple[int, dict[str, str]]]:
+    """Each row with the number of its (last) line."""
     reader = csv.DictReader(io.StringIO(text))
     columns = [name.strip() for name in reader.fieldnames or []]
     missing = [name for name in _REQUIRED if name not in columns]
@@ -110,11 +119,13 @@ def _rows(text: str) -> list[dict[str, str]]:
             fix=f"add {', '.join(missing)}",
         )
     reader.fieldnames = columns
-    return [{k: (v or "").strip() for k, v in row.items() if k in _COLUMNS} for row in reader]
+    return [
+        (reader.line_num, {k: (v or "").strip() for k, v in row.items() if k in _COLUMNS}) for row in reader
+    ]
 
 
 def _from_csv(text: str, default: LabelScheme) -> list[CaseEntry]:
-    return [_entry(row, line, default) for line, row in enumerate(_rows(text), start=2)]
+    return [_entry(row, line, default) for line, row in _rows(text)]
 
 
 def _entry(row: dict[str, str], line: int, default: LabelScheme) -> CaseEntry:
@@ -155,31 +166,52 @@ def _from_keys(infos: Iterable[ObjectInfo], default: LabelScheme) -> list[CaseEn
         pieces = info.key.split("/")
         if len(pieces) >= 3:
             folders.setdefault((pieces[0], pieces[1]), set()).add(pieces[2])
-        elif info.key.endswith((".nii", ".nii.gz")):
+        elif info.key.endswith(_IMAGE) or "." not in pieces[-1]:  # without an ending: a link to a folder
             misplaced.append(_misplaced(info.key, default))
     listed = [_from_folder(patient, case, names, default) for (patient, case), names in folders.items()]
     return listed + misplaced
 
 
 def _misplaced(key: str, default: LabelScheme) -> CaseEntry:
-    """An image that belongs to no case folder is held and named, not passed over."""
+    """What may be a case and lies in no case folder is held and named, not passed over."""
     problem = InputError(
         "the object lies in no case folder",
         reason="misplaced",
         file=key,
         expected="<patient>/<case>/ct.nii.gz",
         got=key,
-        fix="move it into a case folder, or list the cases in cases.csv",
+        fix="move it into a case folder (links that leave the source are not followed), or write cases.csv",
     )
     return CaseEntry(f"misplaced:{key}", "unknown", key, label_ids=default, problem=problem)
 
 
 def _from_folder(patient: str, case: str, names: set[str], default: LabelScheme) -> CaseEntry:
     base = f"{patient}/{case}/"
-    vertebrae = {"vertebrae.nii.gz": base + "vertebrae.nii.gz", "vertebrae": base + "vertebrae/"}
-    found = next((key for name, key in vertebrae.items() if name in names), None)
-    mask = base + "mask.nii.gz" if "mask.nii.gz" in names else None
-    return CaseEntry(case, patient, base + "ct.nii.gz", found, default, mask)
+
+    def part(*candidates: str) -> str | None:
+        return next((base + name for name in candidates if name.rstrip("/") in names), None)
+
+    entry = CaseEntry(
+        case_id=case,
+        patient_id=patient,
+        ct=part("ct.nii.gz", "ct.nii") or base + "ct.nii.gz",
+        vertebrae=part("vertebrae.nii.gz", "vertebrae.nii", "vertebrae/"),
+        label_ids=default,
+        mask=part("mask.nii.gz", "mask.nii"),
+    )
+    unusable = [name for name in (patient, case) if not _CASE_ID.fullmatch(name)]
+    return replace(entry, problem=_bad_name(base, unusable[0])) if unusable else entry
+
+
+def _bad_name(folder: str, name: str) -> InputError:
+    return InputError(
+        "the folder's name cannot be an id",
+        reason="bad_name",
+        file=folder,
+        expected="at most 100 letters, digits, '.', '_', '-', beginning with a letter or digit",
+        got=repr(name),
+        fix="rename the folder, or list the case in cases.csv",
+    )
 
 
 def _merge_duplicates(entries: list[CaseEntry]) -> list[CaseEntry]:
@@ -212,7 +244,8 @@ def _vertebrae_objects(source: ObjectStore, key: str) -> tuple[ObjectInfo, ...]:
             return (source.stat(key),)
         except NotFoundError:
             pass
-    found = tuple(source.list(key.rstrip("/") + "/"))
+    folder = key.rstrip("/") + "/"
+    found = tuple(info for info in source.list(folder) if "/" not in info.key.removeprefix(folder))
     if not found:
         raise _missing(key)
     return found

@@ -15,7 +15,7 @@ from retroln.anatomy import nodes, roi
 from retroln.catalog.accounting import CaseOutcome, Outcome
 from retroln.catalog.records import CaseHistory, CropRecord, MemberDraft, ScanRecord
 from retroln.catalog.states import ScanState
-from retroln.errors import GateError, IntegrityError, NotFoundError
+from retroln.errors import GateError, InputError, IntegrityError, NotFoundError
 from retroln.files import sha256_file
 from retroln.imaging import nifti
 from retroln.imaging.geometry import Grid
@@ -100,13 +100,21 @@ def infer(
 
 
 def infer_case(settings: Settings, model: Model, run_id: int, scan: ScanRecord) -> CaseOutcome:
-    """Predict, paste back, verify, measure, write the page and record one scan."""
+    """Predict, paste back, verify, measure, write the page and record one scan; quarantine a bad crop."""
     workspace = open_workspace(settings)
+    try:
+        return _infer_case(workspace, model, run_id, scan)
+    except InputError as error:
+        workspace.catalog.quarantine(scan.scan_id, error.reason, str(error), run_id)
+        return CaseOutcome(scan.case_id, Outcome.QUARANTINED, error.reason, str(error))
+
+
+def _infer_case(workspace: Workspace, model: Model, run_id: int, scan: ScanRecord) -> CaseOutcome:
     crop = workspace.catalog.crop_of(scan.scan_id)
     with workspace.scratch() as folder:
         workspace.store.get_file(crop.ct_key, folder / "ct.nii.gz")
         ct = nifti.read(folder / "ct.nii.gz")
-        labels = _predict(settings, model, ct)
+        labels = _predict(model, ct, crop)
         measured = nodes.measure(
             labels, vertebrae=_crop_vertebrae(workspace, scan, crop, folder), instances=True
         )
@@ -129,16 +137,16 @@ def infer_case(settings: Settings, model: Model, run_id: int, scan: ScanRecord) 
     return CaseOutcome(scan.case_id, Outcome.DONE)
 
 
-def _predict(settings: Settings, model: Model, ct: Volume) -> Volume:
+def _predict(model: Model, ct: Volume, crop: CropRecord) -> Volume:
     from retroln.engine.warm import predictor_for
 
     predictor = predictor_for(model.bundle_dir, "auto")
-    if predictor.contract.roi != settings.roi:
+    if predictor.contract.roi.model_dump() != crop.roi["spec"]:
         raise GateError(
-            "the crops were cut by another region than the model was trained on",
+            "the crop was cut by another region than the model was trained on",
             expected=str(predictor.contract.roi),
-            got=str(settings.roi),
-            fix="set RETROLN_ROI to the model's region and prepare again",
+            got=str(crop.roi["spec"]),
+            fix="set RETROLN_ROI__... to the model's region, then `retroln prepare --again`",
         )
     predicted = predictor.predict(ct)
     return predicted.with_array(

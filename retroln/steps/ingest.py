@@ -101,7 +101,7 @@ def _fingerprint(entry: CaseEntry, parts: Parts) -> str:
 
 
 def _require_same_patient(entry: CaseEntry, current: ScanRecord | None) -> None:
-    if current and current.patient_id != entry.patient_id:
+    if current and current.ct_key and current.patient_id != entry.patient_id:
         raise InputError(
             f"case {entry.case_id} belonged to another patient before",
             reason="patient_changed",
@@ -113,7 +113,7 @@ def _require_same_patient(entry: CaseEntry, current: ScanRecord | None) -> None:
 
 def _fetch(workspace: Workspace, entry: CaseEntry, parts: Parts, folder: Path) -> str:
     """Download every part and return the hash of the case: its bytes and what they are said to be."""
-    hashes: dict[str, list[str]] = {}
+    hashes: dict[str, list[str | list[str]]] = {}
     for name, infos in parts.items():
         target = folder / name
         target.mkdir()
@@ -123,7 +123,9 @@ def _fetch(workspace: Workspace, entry: CaseEntry, parts: Parts, folder: Path) -
                 digest = workspace.source.get_file(info.key, target / info.key.rsplit("/", 1)[-1])
             except NotFoundError as error:
                 raise InputError("vanished while reading", reason="missing_object", file=info.key) from error
-            hashes[name].append(digest)
+            # in a folder of levels a file's name says which level it is
+            in_folder = name == "vertebrae" and info.key != entry.vertebrae
+            hashes[name].append([info.key.rsplit("/", 1)[-1], digest] if in_folder else digest)
     return sha256_json([entry.patient_id, entry.label_ids, hashes])
 
 
@@ -191,7 +193,7 @@ def _read_vertebrae(folder: Path, entry: CaseEntry, grid: Grid) -> Vertebrae:
 
 def facts_key(vertebrae_key: str) -> str:
     """Key of what one label map cannot hold: how far delivered levels overlapped, ribs seen at T12."""
-    return vertebrae_key.replace(".nii.gz", ".json")
+    return vertebrae_key.removesuffix(".nii.gz") + ".json"
 
 
 def _spine_facts(spine: Vertebrae) -> bytes:
@@ -229,7 +231,7 @@ def _quarantine(
         return known if known.outcome is Outcome.QUARANTINED else outcome
     draft = ScanDraft(
         case_id=entry.case_id,
-        patient_id=current.patient_id if current else entry.patient_id,
+        patient_id=current.patient_id if current and current.ct_key else entry.patient_id,
         state=ScanState.QUARANTINED,
         source_uri=_locations(entry),
         source_fingerprint=fingerprint,

@@ -35,6 +35,15 @@ def scans_left(settings: Settings) -> list[int]:
     return [scan.scan_id for scan in catalog.scans_to_prepare()]
 
 
+def reopen(settings: Settings) -> int:
+    """Send every scan that was cut by another region than the present one back to preparation.
+
+    Returns:
+        How many; their crops and results stay until new ones replace them.
+    """
+    return open_workspace(settings).catalog.reopen_prepared(settings.roi.model_dump())
+
+
 def untouched(settings: Settings) -> list[CaseOutcome]:
     """The other scans that preparation answers for: prepared before, or still in quarantine."""
     catalog = open_workspace(settings).catalog
@@ -80,7 +89,7 @@ def _prepare(workspace: Workspace, scan: ScanRecord, folder: Path, run_id: int) 
     settings = workspace.settings
     vertebrae = _vertebrae(workspace, scan, folder)
     delivered = Grid(scan.source_shape, np.asarray(scan.source_affine, float))
-    with naming(scan.source_uri["vertebrae"]):
+    with naming(scan.source_uri.get("vertebrae", scan.case_id)):
         assessment = landmarks.assess(vertebrae, unanchored=settings.unanchored)
         region = roi.locate(vertebrae, assessment, settings.roi, delivered)
     ct = _load(workspace, scan.ct_key, folder)

@@ -14,6 +14,7 @@ from retroln.settings import Settings, TrainSpec
 from retroln.steps.evaluate import Evaluation, figures
 from retroln.steps.train import test_hash
 from retroln.steps.workspace import Workspace, open_workspace
+from retroln.tracking.registry import Alias
 
 SUMMARY_TAG = "test.summary"
 TEST_HASH_TAG = "test.hash"
@@ -108,14 +109,21 @@ def promote(settings: Settings, version: int, *, reviewer: str, comment: str) ->
 
 
 def reject(settings: Settings, version: int, *, reviewer: str, comment: str) -> None:
-    """Record that a person rejected a version; it stays in the registry without an alias."""
+    """Record that a person rejected a version; it stays in the registry without an alias.
+
+    Raises:
+        ConflictError: the version is the champion, which only a rollback takes away.
+    """
     workspace = open_workspace(settings)
     registry = workspace.registry
+    if registry.get_alias("champion") == version:
+        raise ConflictError(f"version {version} is the champion", fix="take it back with `retroln rollback`")
     _audit(workspace, "reject", version, registry.get_alias("champion"), reviewer, comment, None)
     registry.set_tag(version, "review.decision", "rejected")
     registry.set_tag(version, "review.reviewer", reviewer)
     registry.set_tag(version, "review.comment", comment)
-    for alias in ("approved", "candidate"):
+    aliases: tuple[Alias, ...] = ("approved", "candidate", "previous")
+    for alias in aliases:
         if registry.get_alias(alias) == version:
             registry.delete_alias(alias)
 

@@ -14,7 +14,7 @@ from retroln.errors import GateError
 from retroln.files import sha256_json
 from retroln.imaging import intensity, nifti
 from retroln.nnunet import bundle, dataset, environment, plans, splits, train
-from retroln.settings import Settings, TrainSpec
+from retroln.settings import RoiSpec, Settings, TrainSpec
 from retroln.steps.workspace import Workspace, open_workspace
 from retroln.tracking.runs import TrainingRun
 
@@ -29,11 +29,12 @@ def publish_dataset(settings: Settings, spec: TrainSpec) -> DatasetRecord:
     Patients once locked for testing stay there; patients once trained on never get there.
 
     Raises:
-        GateError: no labelled cases, too few patients, or labelled nodes outside the region.
+        GateError: too few patients, crops cut by another region, or labelled nodes outside the region.
     """
     workspace = open_workspace(settings)
     labelled = workspace.catalog.labelled_prepared()
     _require_enough(labelled, spec)
+    _require_region(labelled, settings.roi)
     _require_containment(labelled, spec)
     members = _members(workspace, labelled, spec)
     content = [
@@ -65,6 +66,17 @@ def _require_enough(labelled: Labelled, spec: TrainSpec) -> None:
         )
 
 
+def _require_region(labelled: Labelled, region: RoiSpec) -> None:
+    other = sorted(scan.case_id for scan, crop in labelled if crop.roi["spec"] != region.model_dump())
+    if other:
+        raise GateError(
+            "crops were cut by another region than the present one",
+            expected=str(region),
+            got=", ".join(other),
+            fix="`retroln prepare --again` cuts them anew, or set RETROLN_ROI__... back",
+        )
+
+
 def _require_containment(labelled: Labelled, spec: TrainSpec) -> None:
     outside = {s.case_id: c.containment for s, c in labelled if (c.containment or 0) < spec.containment_min}
     if outside and not spec.override_containment:
@@ -73,7 +85,8 @@ def _require_containment(labelled: Labelled, spec: TrainSpec) -> None:
             "labelled nodes lie outside the region",
             expected=f"at least {spec.containment_min} of the node voxels inside",
             got=listed,
-            fix="look at these cases, enlarge RETROLN_ROI, or train with --override-containment",
+            fix="look at these cases; enlarge RETROLN_ROI__... and `retroln prepare --again`, or take"
+            " responsibility with --override-containment",
         )
 
 
@@ -102,7 +115,7 @@ def _members(workspace: Workspace, labelled: Labelled, spec: TrainSpec) -> list[
 
 
 def test_hash(record: DatasetRecord) -> str:
-    """Hash of the locked test set: its cases and patients, whatever else the version holds."""
+    """Hash of the locked test set: its cases, patients and revisions, whatever else the version holds."""
     return sha256_json(
         sorted([m.case_id, m.patient_id, m.scan_id] for m in record.members if m.role == "test")
     )

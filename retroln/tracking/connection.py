@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from retroln.errors import ConflictError, MissingExtraError, NotFoundError, UserError
+from retroln.errors import ConflictError, MissingExtraError, NotFoundError, UnavailableError
 from retroln.settings import Settings
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class Connection:
 
 @contextmanager
 def translated(uri: str) -> Iterator[None]:
-    """Raise MLflow's refusals as `NotFoundError`, `ConflictError` or `UserError` naming `uri`."""
+    """Raise MLflow's refusals as `NotFoundError`, `ConflictError` or `UnavailableError` naming `uri`."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -105,7 +105,7 @@ def translated(uri: str) -> Iterator[None]:
         kind = {"RESOURCE_DOES_NOT_EXIST": NotFoundError, "RESOURCE_ALREADY_EXISTS": ConflictError}
         what = f"MLflow refused or did not answer ({code})"
         fix = f"check that MLflow at {uri} runs, is reachable and lets you in"
-        raise kind.get(code, UserError)(what, got=str(error)[:400], fix=fix) from error
+        raise kind.get(code, UnavailableError)(what, got=str(error)[:400], fix=fix) from error
 
 
 @contextmanager

@@ -113,7 +113,7 @@ class TrainingRun:
                 "training metrics could not be delivered to MLflow",
                 file=self.journal,
                 got=str(error),
-                fix="start MLflow, then run the step again: the journal is delivered first",
+                fix="start MLflow; the file keeps the metrics until this run is continued",
             ) from error
 
     def _deliver(self) -> None:

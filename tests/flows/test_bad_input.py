@@ -12,8 +12,9 @@ import pytest
 
 from retroln.catalog.accounting import Accounting, Outcome
 from retroln.catalog.states import ScanState
-from retroln.settings import Settings
-from retroln.steps import ingest, prepare
+from retroln.errors import GateError
+from retroln.settings import RoiSpec, Settings, TrainSpec
+from retroln.steps import ingest, prepare, train
 from retroln.steps.runs import Run
 from retroln.steps.workspace import open_workspace
 
@@ -193,3 +194,53 @@ def test_same_case_of_another_patient_is_refused(
     run_both(settings)
     (tmp_path / "source" / "P1").rename(tmp_path / "source" / "P2")
     assert run_both(settings)["CASE"][:2] == (Outcome.QUARANTINED, "patient_changed")
+
+
+def test_level_file_renamed_as_the_message_says_is_taken_up(
+    settings: Settings, tmp_path: Path, deliver: Callable[..., Path]
+) -> None:
+    folder = deliver("CASE", "P1")
+    labels = nib.load(folder / "vertebrae.nii.gz")
+    values = np.asarray(labels.dataobj)
+    (folder / "vertebrae.nii.gz").unlink()
+    for level, value in (("L1", 31), ("L2", 30), ("L3", 29)):
+        name = f"vertebrae/{level}" if level == "L2" else f"vertebrae/vertebrae_{level}"
+        (folder / "vertebrae").mkdir(exist_ok=True)
+        _save(folder, (values == value).astype(np.uint8), labels.affine, name)
+    run_both(settings)
+    first = open_workspace(settings).catalog.crop_of(
+        open_workspace(settings).catalog.current_scan("CASE").scan_id
+    )
+    assert first.roi["rung"] == "interpolated_l1_l3"
+    (folder / "vertebrae" / "L2.nii.gz").rename(folder / "vertebrae" / "vertebrae_L2.nii.gz")
+    assert run_both(settings)["CASE"][0] is Outcome.DONE
+    current = open_workspace(settings).catalog.current_scan("CASE")
+    assert current.revision == 2
+    assert open_workspace(settings).catalog.crop_of(current.scan_id).roi["rung"] == "l2"
+
+
+def test_corrected_patient_of_a_case_never_stored_is_taken(
+    settings: Settings, tmp_path: Path, deliver: Callable[..., Path]
+) -> None:
+    deliver("CASE", "P1")
+    table = tmp_path / "source" / "cases.csv"
+    lines = "case_id,patient_id,ct,vertebrae\nCASE,{},P1/CASE/ct.nii.gz,P1/CASE/vertebrae.nii.gz\n"
+    table.write_text(lines.format("no/id"))
+    assert run_both(settings)["CASE"][:2] == (Outcome.QUARANTINED, "bad_row")
+    table.write_text(lines.format("P1"))
+    assert run_both(settings)["CASE"][0] is Outcome.DONE
+    assert open_workspace(settings).catalog.current_scan("CASE").patient_id == "P1"
+
+
+def test_another_region_is_cut_when_a_person_asks(settings: Settings, deliver: Callable[..., Path]) -> None:
+    for name in ("CASE", "B", "C"):
+        deliver(name, f"P-{name}")
+    run_both(settings)
+    wider = settings.model_copy(update={"roi": RoiSpec(lateral_mm=170.0)})
+    assert prepare.scans_left(wider) == []
+    assert (prepare.reopen(wider), prepare.reopen(wider)) == (3, 0)
+    assert run_both(wider)["CASE"][0] is Outcome.DONE
+    scan = open_workspace(wider).catalog.current_scan("CASE")
+    assert open_workspace(wider).catalog.crop_of(scan.scan_id).roi["spec"]["lateral_mm"] == 170.0
+    with pytest.raises(GateError, match="another region"):
+        train.publish_dataset(settings, TrainSpec(n_folds=2, containment_min=0.0))

@@ -8,7 +8,7 @@ import pytest
 
 from retroln.errors import UserError
 from retroln.settings import Settings
-from retroln.steps.cohort import list_cases, stage_local
+from retroln.steps.cohort import list_cases, parts_of, stage_local
 from retroln.storage.base import ObjectStore
 from retroln.storage.open import open_store
 
@@ -91,3 +91,43 @@ def test_images_outside_case_folders_are_named(source: ObjectStore) -> None:
     problem = entries["misplaced:P/ct.nii.gz"].problem
     assert problem is not None
     assert (problem.reason, problem.file) == ("misplaced", "P/ct.nii.gz")
+
+
+def test_uncompressed_parts_count_and_nested_levels_do_not(source: ObjectStore) -> None:
+    for name in ("ct.nii", "mask.nii", "vertebrae/vertebrae_L2.nii.gz", "vertebrae/old/vertebrae_L2.nii.gz"):
+        source.put_bytes(b"x", f"P/A/{name}")
+    (entry,) = list_cases(source, "totalseg-v2")
+    assert (entry.ct, entry.mask, entry.vertebrae) == ("P/A/ct.nii", "P/A/mask.nii", "P/A/vertebrae/")
+    (level,) = parts_of(entry, source)["vertebrae"]
+    assert level.key == "P/A/vertebrae/vertebrae_L2.nii.gz"
+
+
+def test_folder_name_that_is_no_id_is_held(source: ObjectStore) -> None:
+    source.put_bytes(b"x", "P/LN 001/ct.nii.gz")
+    (entry,) = list_cases(source, "totalseg-v2")
+    assert entry.problem is not None
+    assert entry.problem.reason == "bad_name"
+
+
+def test_link_that_leaves_the_source_is_named(source: ObjectStore, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "source" / "P").symlink_to(tmp_path / "elsewhere")
+    (entry,) = list_cases(source, "totalseg-v2")
+    assert (entry.case_id, entry.problem and entry.problem.reason) == ("misplaced:P", "misplaced")
+
+
+def test_staging_leaves_nothing_of_the_last_source(tmp_path: Path) -> None:
+    (tmp_path / "a.nii").write_bytes(b"first")
+    table = tmp_path / "cases.csv"
+    table.write_text("case_id,patient_id,ct\nA,P,a.nii\n")
+    stage_local(table, tmp_path / "staged")
+    table.write_text("case_id,patient_id,ct\n\nB,Q,missing.nii\n")
+    stage_local(table, tmp_path / "staged")
+    assert [path.name for path in (tmp_path / "staged").iterdir()] == ["cases.csv"]
+
+
+def test_bad_row_is_named_by_its_line(source: ObjectStore) -> None:
+    _table(source, "case_id,patient_id,ct", "", "A,,a.nii")
+    (entry,) = list_cases(source, "totalseg-v2")
+    assert entry.problem is not None
+    assert entry.problem.what.startswith("line 3:")

@@ -14,6 +14,7 @@ S = ScanState
         (S.INGESTED, S.PREPARED),
         (S.INGESTED, S.QUARANTINED),
         (S.PREPARED, S.QUARANTINED),
+        (S.PREPARED, S.INGESTED),
         (S.QUARANTINED, S.REQUEUED),
         (S.FAILED, S.PREPARED),
         (S.REQUEUED, S.SUPERSEDED),
@@ -26,7 +27,6 @@ def test_the_ways_a_case_goes_are_open(before: ScanState, after: ScanState):
 @pytest.mark.parametrize(
     ("before", "after"),
     [
-        (S.PREPARED, S.INGESTED),
         (S.QUARANTINED, S.FAILED),
         (S.REQUEUED, S.PREPARED),
         (S.PREPARED, S.PREPARED),
