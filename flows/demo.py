@@ -127,7 +127,7 @@ def demo_spec() -> TrainSpec:
     """
     return TrainSpec(
         profile="demo",
-        epochs=36,
+        epochs=40,
         iterations=60,
         validation_iterations=4,
         n_folds=20,
