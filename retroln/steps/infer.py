@@ -209,6 +209,7 @@ def _page(
         "Delivered orientation": str(scan.orientation),
         "Region": _size_text(region.spec),
         "HU window": f"{contract.hu.low:g} to {contract.hu.high:g}",
+        "Operating point": f"p >= {contract.min_probability:g}, {contract.min_finding_mm3:g} mm³ or more",
         "Software": ", ".join(f"{name} {number}" for name, number in contract.versions.items()),
     }
     history = workspace.catalog.case_history(scan.case_id)

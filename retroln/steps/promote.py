@@ -96,7 +96,8 @@ def promote(settings: Settings, version: int, *, reviewer: str, comment: str) ->
     registry.set_tag(version, "review.decision", "approved" if decision.passed else "refused by gates")
     registry.set_tag(version, "review.reviewer", reviewer)
     registry.set_tag(version, "review.comment", comment)
-    registry.delete_alias("approved")
+    if registry.get_alias("approved") == version:
+        registry.delete_alias("approved")
     if not decision.passed:
         raise GateError(f"version {version} fails its gates", got=_failed(decision), fix="train a better one")
     if champion is not None:
