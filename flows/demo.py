@@ -207,10 +207,9 @@ def _page_paths(settings: Settings, cases: list[str]) -> dict[str, Path]:
     catalog = open_workspace(settings).catalog
     pages = {}
     for scan in filter(None, map(catalog.current_scan, cases)):
-        for prediction in catalog.predictions_of(scan.scan_id):
-            current = (prediction.model_name, prediction.version)
-            if current == (scan.predicted_model, scan.predicted_version) and prediction.page_key:
-                pages[scan.case_id] = FOLDER / "store" / prediction.page_key
+        prediction = catalog.current_prediction(scan.scan_id)
+        if prediction and prediction.page_key:
+            pages[scan.case_id] = FOLDER / "store" / prediction.page_key
     return pages
 
 

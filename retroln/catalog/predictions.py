@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Select, delete, exists, select
+from sqlalchemy import ColumnElement, Select, delete, exists, select
 from sqlalchemy.orm import Session
 
 from retroln.catalog.database import Database
@@ -107,6 +107,14 @@ class PredictionQueries:
         with self._database.reading() as session:
             return [_prediction_record(row) for row in session.scalars(_predictions((scan_id,)))]
 
+    def current_prediction(self, scan_id: int) -> PredictionRecord | None:
+        """The prediction whose results are current; None when there is none."""
+        with self._database.reading() as session:
+            scan = scan_row(session, scan_id)
+            same = _is_of(scan_id, scan.predicted_model, scan.predicted_version)
+            row = session.scalars(select(Prediction).where(*same)).first()
+            return _prediction_record(row) if row else None
+
     def nodes_of(self, scan_id: int, *, version: int | None = None) -> list[NodeRecord]:
         """Nodes in label order, of the current results (or another version of that model); [] for none."""
         with self._database.reading() as session:
@@ -161,13 +169,13 @@ def to_infer(
     )
 
 
+def _is_of(scan_id: int, model_name: str, version: int) -> tuple[ColumnElement[bool], ...]:
+    """What singles out one prediction."""
+    return Prediction.scan_id == scan_id, Prediction.model_name == model_name, Prediction.version == version
+
+
 def _prediction_row(session: Session, scan_id: int, model_name: str, version: int) -> Prediction:
-    same = (
-        Prediction.scan_id == scan_id,
-        Prediction.model_name == model_name,
-        Prediction.version == version,
-    )
-    row = session.scalars(select(Prediction).where(*same)).first()
+    row = session.scalars(select(Prediction).where(*_is_of(scan_id, model_name, version))).first()
     if row is None:
         row = Prediction(scan_id=scan_id, model_name=model_name, version=version)
         session.add(row)
@@ -191,11 +199,7 @@ def _nodes(session: Session, scan_id: int, model_name: str, version: int) -> tup
     statement = (
         select(Node)
         .join(Prediction, Prediction.id == Node.prediction_id)
-        .where(
-            Prediction.scan_id == scan_id,
-            Prediction.model_name == model_name,
-            Prediction.version == version,
-        )
+        .where(*_is_of(scan_id, model_name, version))
         .order_by(Node.label)
     )
     return tuple(record_of(NodeRecord, row, node_id=row.id) for row in session.scalars(statement))

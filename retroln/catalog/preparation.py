@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from sqlalchemy import Select, delete, select
 from sqlalchemy.orm import Session
 
@@ -24,6 +22,7 @@ from retroln.catalog.records import (
 from retroln.catalog.scans import move, scan_record, scan_row
 from retroln.catalog.states import ScanState
 from retroln.errors import ConflictError, NotFoundError
+from retroln.settings import RoiSpec
 
 
 class PreparationQueries:
@@ -62,14 +61,14 @@ class PreparationQueries:
                 ]
             )
 
-    def reopen_prepared(self, spec: dict[str, Any]) -> int:
+    def reopen_prepared(self, spec: RoiSpec) -> int:
         """Prepared scans whose region has another `spec` become `ingested`; returns how many."""
         statement = (
             select(Scan, Roi).join(Roi, Roi.scan_id == Scan.id).where(Scan.state == ScanState.PREPARED)
         )
         with self._database.writing() as session:
             rows = session.execute(statement.with_for_update(of=Scan)).tuples()
-            other = [scan for scan, region in rows if region.document["spec"] != spec]
+            other = [scan for scan, region in rows if RoiSpec(**region.document["spec"]) != spec]
             for scan in other:
                 move(session, scan, ScanState.INGESTED, None, reason="region_changed")
                 scan.predicted_model, scan.predicted_version = "", 0

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from retroln.catalog.accounting import Accounting
 from retroln.catalog.states import ScanState
+from retroln.settings import RoiSpec
 
 Record = TypeVar("Record")
 Shape = tuple[int, int, int]
@@ -139,6 +140,11 @@ class CropRecord:
     containment: float | None
     roi: dict[str, Any]
     created_at: datetime
+
+    @property
+    def spec(self) -> RoiSpec:
+        """Sizes of the region that the crop was cut by."""
+        return RoiSpec(**self.roi["spec"])
 
 
 @dataclass(frozen=True, kw_only=True)

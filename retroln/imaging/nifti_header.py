@@ -7,19 +7,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-from nibabel.nifti1 import Nifti1Header
-from nibabel.nifti2 import Nifti2Header
-from nibabel.quaternions import quat2mat
-from nibabel.spatialimages import HeaderDataError
 
 from retroln.errors import GeometryError, InputError
 from retroln.imaging.geometry import SAME_GRID_TOLERANCE_MM, Affine, Grid, require_usable
 
 HEADER_BYTES = 540
-_KINDS = {348: (Nifti1Header, b"n+1"), 540: (Nifti2Header, b"n+2")}  # by the size that a header states
+_MAGIC = {348: b"n+1", 540: b"n+2"}  # by the size that a header states
+_BYTE_ORDERS: tuple[Literal["little"], Literal["big"]] = ("little", "big")
 _WRITTEN_OFFSET = 352
 _LONGEST_SIDE = 32767
 _MM_OR_UNSAID = (0, 2)
@@ -82,6 +79,8 @@ def encode(dtype: np.dtype[Any], grid: Grid) -> bytes:
     Raises:
         ValueError: a dtype NIfTI does not know, or a side beyond 32767 voxels.
     """
+    from nibabel.nifti1 import Nifti1Header
+
     if dtype.str[1:] not in _WRITABLE or max(grid.shape) > _LONGEST_SIDE:
         raise ValueError(f"NIfTI-1 cannot hold {dtype} of shape {grid.shape}")
     header = Nifti1Header(endianness="<")
@@ -98,7 +97,10 @@ def encode(dtype: np.dtype[Any], grid: Grid) -> bytes:
 
 
 def _header(head: bytes, file: str | Path) -> Any:
-    if len(head) < min(_KINDS):
+    from nibabel.nifti1 import Nifti1Header
+    from nibabel.nifti2 import Nifti2Header
+
+    if len(head) < min(_MAGIC):
         raise InputError(
             "shorter than a NIfTI header",
             reason="truncated",
@@ -107,13 +109,13 @@ def _header(head: bytes, file: str | Path) -> Any:
             got=f"{len(head)} bytes",
             fix="copy or export the file again",
         )
-    for order, endianness in (("little", "<"), ("big", ">")):
-        size = int.from_bytes(head[:4], order)  # type: ignore[arg-type]
-        if size not in _KINDS or len(head) < size:
+    for order in _BYTE_ORDERS:
+        size = int.from_bytes(head[:4], order)
+        if size not in _MAGIC or len(head) < size:
             continue
-        kind, magic = _KINDS[size]
-        header = kind(head[:size], endianness, check=False)
-        if bytes(header["magic"])[:3] == magic:
+        kind = Nifti1Header if size == 348 else Nifti2Header
+        header = kind(head[:size], order, check=False)
+        if bytes(header["magic"])[:3] == _MAGIC[size]:
             return header
     raise InputError(
         "not a single-file NIfTI image",
@@ -141,6 +143,8 @@ def _shape(dim: Any, file: str | Path) -> tuple[int, int, int]:
 
 
 def _stored_type(header: Any, file: str | Path) -> np.dtype[Any]:
+    from nibabel.spatialimages import HeaderDataError
+
     try:
         dtype: np.dtype[Any] = header.get_data_dtype()
     except HeaderDataError:
@@ -223,6 +227,8 @@ def _sform(header: Any) -> Affine:
 
 def _qform(header: Any, *, half_turn: bool = False) -> Affine:
     """nibabel's, but for quaternions that rounding has made longer than 1: it refuses those."""
+    from nibabel.quaternions import quat2mat
+
     vector = _quaternion_vector(header)
     real_squared = _real_squared(header)
     if half_turn or real_squared < 1e-7:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from retroln.anatomy import nodes, roi
 from retroln.catalog.accounting import CaseOutcome, Outcome
-from retroln.catalog.records import CaseHistory, CropRecord, MemberDraft, ScanRecord
+from retroln.catalog.records import CaseHistory, CropRecord, DatasetRecord, MemberDraft, ScanRecord
 from retroln.catalog.states import ScanState
 from retroln.errors import GateError, InputError, IntegrityError, NotFoundError
 from retroln.files import sha256_file
@@ -29,12 +29,12 @@ from retroln.steps.workspace import Workspace, open_workspace
 
 @dataclass(frozen=True)
 class Model:
-    """A registered version on this machine's disk."""
+    """A registered version on this machine's disk, and the dataset that it was trained and tested on."""
 
     name: str
     version: int
     bundle_dir: Path
-    dataset_version: str
+    dataset: DatasetRecord
 
 
 def fetch_champion(settings: Settings) -> Model:
@@ -43,29 +43,31 @@ def fetch_champion(settings: Settings) -> Model:
     Raises:
         NotFoundError: nothing has been promoted yet.
     """
-    registry = open_workspace(settings).registry
+    workspace = open_workspace(settings)
+    registry = workspace.registry
     version = registry.get_alias("champion")
     if version is None:
         raise NotFoundError(
             f"model {settings.model_name} has no champion", fix="train and promote a version first"
         )
-    dataset_version = registry.tags(version)["dataset.version"]
+    dataset = workspace.catalog.dataset(registry.tags(version)["dataset.version"])
     bundle_dir = registry.fetch(version, settings.work_dir / "models")
-    return Model(settings.model_name, version, bundle_dir, dataset_version)
+    return Model(settings.model_name, version, bundle_dir, dataset)
 
 
 def scans_left(settings: Settings, model: Model) -> list[int]:
     """Ids of the prepared scans that this version has not seen, without those that it was trained on."""
     catalog = open_workspace(settings).catalog
-    dataset_id = catalog.dataset(model.dataset_version).dataset_id
-    waiting = catalog.scans_to_infer(model.name, model.version, exclude_training_scans_of=dataset_id)
+    waiting = catalog.scans_to_infer(
+        model.name, model.version, exclude_training_scans_of=model.dataset.dataset_id
+    )
     return [scan.scan_id for scan in waiting]
 
 
 def untouched(settings: Settings, model: Model) -> list[CaseOutcome]:
     """The other prepared scans: seen by this version already, or trained on (reason `trained_on`)."""
     catalog = open_workspace(settings).catalog
-    trained_on = {member.scan_id for member in _trained_on(settings, model)}
+    trained_on = {member.scan_id for member in _trained_on(model)}
     outcomes = []
     for scan in catalog.scans(state=ScanState.PREPARED):
         if (scan.predicted_model, scan.predicted_version) == (model.name, model.version):
@@ -76,9 +78,8 @@ def untouched(settings: Settings, model: Model) -> list[CaseOutcome]:
     return outcomes
 
 
-def _trained_on(settings: Settings, model: Model) -> list[MemberDraft]:
-    record = open_workspace(settings).catalog.dataset(model.dataset_version)
-    return [member for member in record.members if member.role == "train"]
+def _trained_on(model: Model) -> list[MemberDraft]:
+    return [member for member in model.dataset.members if member.role == "train"]
 
 
 def infer(
@@ -141,11 +142,11 @@ def _predict(model: Model, ct: Volume, crop: CropRecord) -> Volume:
     from retroln.engine.warm import predictor_for
 
     predictor = predictor_for(model.bundle_dir, "auto")
-    if predictor.contract.roi.model_dump() != crop.roi["spec"]:
+    if predictor.contract.roi != crop.spec:
         raise GateError(
             "the crop was cut by another region than the model was trained on",
             expected=str(predictor.contract.roi),
-            got=str(crop.roi["spec"]),
+            got=str(crop.spec),
             fix="set RETROLN_ROI__... to the model's region, then `retroln prepare --again`",
         )
     predicted = predictor.predict(ct)
@@ -203,7 +204,7 @@ def _page(
     contract = predictor_for(model.bundle_dir, "auto").contract
     provenance = {
         "Model": f"{model.name} version {model.version}",
-        "Training data": f"dataset {model.dataset_version[:16]}",
+        "Training data": f"dataset {model.dataset.version[:16]}",
         "Source sha256": str(scan.source_sha256),
         "Revision of the case": str(scan.revision),
         "Delivered orientation": str(scan.orientation),
@@ -223,7 +224,7 @@ def _page(
             provenance=provenance,
             rung=region.rung,
             clamped_sides=region.clamped_sides,
-            cautions=_cautions(workspace, model, contract, history),
+            cautions=_cautions(model, contract, history),
             accounting=_accounting(workspace, history),
             events=[(f"{e.at:%Y-%m-%d %H:%M} UTC", e.to_state, e.reason or "") for e in history.events],
             model=f"{model.name} v{model.version}",
@@ -231,7 +232,7 @@ def _page(
     )
 
 
-def _cautions(workspace: Workspace, model: Model, contract: Contract, history: CaseHistory) -> list[str]:
+def _cautions(model: Model, contract: Contract, history: CaseHistory) -> list[str]:
     """What a reader must know before the nodes, beyond what the page sees in the region itself."""
     found = [f"The model is a stand-in, {contract.stand_in}."] if contract.stand_in else []
     landmarks = history.landmarks
@@ -242,7 +243,7 @@ def _cautions(workspace: Workspace, model: Model, contract: Contract, history: C
         )
     if landmarks and landmarks.truncated:
         found.append(f"The scan's edge cuts or misses {', '.join(landmarks.truncated)}.")
-    patients = {member.patient_id for member in _trained_on(workspace.settings, model)}
+    patients = {member.patient_id for member in _trained_on(model)}
     if history.scans[-1].patient_id in patients:
         found.append("The model was trained on another scan of this patient, which flatters its findings.")
     return found

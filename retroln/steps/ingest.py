@@ -119,13 +119,14 @@ def _fetch(workspace: Workspace, entry: CaseEntry, parts: Parts, folder: Path) -
         target.mkdir()
         hashes[name] = []
         for info in infos:
+            file_name = info.key.rsplit("/", 1)[-1]
             try:
-                digest = workspace.source.get_file(info.key, target / info.key.rsplit("/", 1)[-1])
+                digest = workspace.source.get_file(info.key, target / file_name)
             except NotFoundError as error:
                 raise InputError("vanished while reading", reason="missing_object", file=info.key) from error
             # in a folder of levels a file's name says which level it is
             in_folder = name == "vertebrae" and info.key != entry.vertebrae
-            hashes[name].append([info.key.rsplit("/", 1)[-1], digest] if in_folder else digest)
+            hashes[name].append([file_name, digest] if in_folder else digest)
     return sha256_json([entry.patient_id, entry.label_ids, hashes])
 
 

@@ -41,7 +41,7 @@ def reopen(settings: Settings) -> int:
     Returns:
         How many; their crops and results stay until new ones replace them.
     """
-    return open_workspace(settings).catalog.reopen_prepared(settings.roi.model_dump())
+    return open_workspace(settings).catalog.reopen_prepared(settings.roi)
 
 
 def untouched(settings: Settings) -> list[CaseOutcome]:

@@ -14,7 +14,7 @@ from retroln.settings import Settings, TrainSpec
 from retroln.steps.evaluate import Evaluation, figures
 from retroln.steps.train import test_hash
 from retroln.steps.workspace import Workspace, open_workspace
-from retroln.tracking.registry import Alias
+from retroln.tracking.registry import Alias, MlflowRegistry
 
 SUMMARY_TAG = "test.summary"
 TEST_HASH_TAG = "test.hash"
@@ -96,16 +96,14 @@ def promote(settings: Settings, version: int, *, reviewer: str, comment: str) ->
     registry.set_tag(version, "review.decision", "approved" if decision.passed else "refused by gates")
     registry.set_tag(version, "review.reviewer", reviewer)
     registry.set_tag(version, "review.comment", comment)
-    if registry.get_alias("approved") == version:
-        registry.delete_alias("approved")
+    _drop_aliases(registry, version, "approved")
     if not decision.passed:
         raise GateError(f"version {version} fails its gates", got=_failed(decision), fix="train a better one")
     if champion is not None:
         registry.set_alias("previous", champion)
     registry.set_alias("champion", version)
     registry.set_tag(version, WITHDRAWN_TAG, "false")
-    if registry.get_alias("candidate") == version:
-        registry.delete_alias("candidate")
+    _drop_aliases(registry, version, "candidate")
     return decision
 
 
@@ -117,16 +115,14 @@ def reject(settings: Settings, version: int, *, reviewer: str, comment: str) -> 
     """
     workspace = open_workspace(settings)
     registry = workspace.registry
-    if registry.get_alias("champion") == version:
+    champion = registry.get_alias("champion")
+    if champion == version:
         raise ConflictError(f"version {version} is the champion", fix="take it back with `retroln rollback`")
-    _audit(workspace, "reject", version, registry.get_alias("champion"), reviewer, comment, None)
+    _audit(workspace, "reject", version, champion, reviewer, comment, None)
     registry.set_tag(version, "review.decision", "rejected")
     registry.set_tag(version, "review.reviewer", reviewer)
     registry.set_tag(version, "review.comment", comment)
-    aliases: tuple[Alias, ...] = ("approved", "candidate", "previous")
-    for alias in aliases:
-        if registry.get_alias(alias) == version:
-            registry.delete_alias(alias)
+    _drop_aliases(registry, version, "approved", "candidate", "previous")
 
 
 def rollback(settings: Settings, *, reviewer: str, comment: str) -> int:
@@ -146,6 +142,13 @@ def rollback(settings: Settings, *, reviewer: str, comment: str) -> int:
     registry.set_alias("champion", previous)
     registry.delete_alias("previous")
     return previous
+
+
+def _drop_aliases(registry: MlflowRegistry, version: int, *aliases: Alias) -> None:
+    """Remove those of `aliases` that point to `version`; another version keeps its own."""
+    for alias in aliases:
+        if registry.get_alias(alias) == version:
+            registry.delete_alias(alias)
 
 
 def _audit(

@@ -67,7 +67,7 @@ def _require_enough(labelled: Labelled, spec: TrainSpec) -> None:
 
 
 def _require_region(labelled: Labelled, region: RoiSpec) -> None:
-    other = sorted(scan.case_id for scan, crop in labelled if crop.roi["spec"] != region.model_dump())
+    other = sorted(scan.case_id for scan, crop in labelled if crop.spec != region)
     if other:
         raise GateError(
             "crops were cut by another region than the present one",

@@ -233,7 +233,7 @@ def test_window_must_be_a_window(tmp_path: Path, window: tuple[str, str]) -> Non
 
 
 def test_a_user_error_is_one_line_and_a_code_without_heavy_imports(tmp_path: Path) -> None:
-    """The whole command as typed; it must not load torch or the servers' clients."""
+    """The whole command as typed; it must not load nibabel, torch or the servers' clients."""
     arguments = ["crop", "--ct", "missing.nii.gz", "--vertebrae", "x", "--output-dir", str(tmp_path)]
     code = (
         "import sys\n"
@@ -241,7 +241,7 @@ def test_a_user_error_is_one_line_and_a_code_without_heavy_imports(tmp_path: Pat
         f"sys.argv = ['retroln', *{arguments!r}]\n"
         "try:\n    main()\n"
         "finally:\n"
-        "    heavy = {'torch', 'sqlalchemy', 'mlflow', 'prefect', 'boto3'}\n"
+        "    heavy = {'nibabel', 'scipy', 'torch', 'sqlalchemy', 'mlflow', 'prefect', 'boto3'}\n"
         "    assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
