@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +11,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings import SettingsError as SourceError
 
 from retroln.errors import SettingsError
+
+LOCAL_STACK = Path("var/stack/retroln.env")
+"""Private file in which `make stack` keeps where its servers are and how to get in."""
 
 LabelScheme = Literal["totalseg-v2", "totalseg-v1", "verse"]
 
@@ -82,14 +86,17 @@ class Settings(BaseSettings):
     """Where things are and how the platform behaves; field `x` is read from `RETROLN_X`."""
 
     model_config = SettingsConfigDict(
-        env_prefix="RETROLN_", env_nested_delimiter="__", env_file=".env", extra="ignore", frozen=True
+        env_prefix="RETROLN_", env_nested_delimiter="__", extra="ignore", frozen=True
     )
 
     source_uri: str = Field("file://var/source", description="CT as delivered; never written to")
     store_uri: str = Field("file://var/store", description="canonical scans, crops, predictions, pages")
     catalog_url: str = Field("sqlite:///var/catalog.db", description="SQLAlchemy URL; SQLite or PostgreSQL")
+    catalog_password: SecretStr | None = Field(None, description="password when the URL holds none")
     mlflow_uri: str = Field("sqlite:///var/mlflow.db", description="MLflow tracking and registry URI")
     mlflow_artifacts: str = Field("var/mlartifacts", description="artifact root for a local MLflow")
+    mlflow_user: str | None = Field(None, description="login of a server with basic auth")
+    mlflow_password: SecretStr | None = Field(None, description="its password")
     work_dir: Path = Field(Path("var/work"), description="scratch: downloads, nnU-Net folders")
     model_name: str = Field("retroln", description="registered model's name")
     experiment: str = Field("retroln", description="MLflow experiment")
@@ -104,6 +111,18 @@ class Settings(BaseSettings):
     gates: GateSpec = GateSpec()
     processes: int = Field(2, ge=1, description="processes per shard")
     shard_size: int = Field(25, ge=1, description="cases per shard")
+    fan_out: Literal["here", "workers"] = Field(
+        "here", description="run shards in this process, or each as a flow run on the work pool"
+    )
+    lease_s: float = Field(1800.0, gt=0, description="how long a claimed case stays with a silent worker")
+    patience_s: float = Field(180.0, ge=0, description="how long a case waits for a server that is away")
+    max_run_h: float = Field(
+        240.0, gt=0, description="a flow run that says it runs for longer is over-age and is closed"
+    )
+    page_link_h: float = Field(168.0, gt=0, le=168, description="how long links to case pages in S3 work")
+    notify_url: SecretStr | None = Field(
+        None, description="webhook that is told about failing and over-age runs"
+    )
     s3_endpoint: str | None = None
     s3_access_key: SecretStr | None = None
     s3_secret_key: SecretStr | None = None
@@ -116,18 +135,28 @@ class Settings(BaseSettings):
             SettingsError: names the variable, what was expected and what it holds.
         """
         try:
-            super().__init__(**values)
+            super().__init__(_env_file=env_files(), **values)
         except ValidationError as error:
             raise _unusable(error) from error
         except SourceError as error:
             raise SettingsError(str(error), fix="correct the variable or .env") from error
 
 
+def env_files() -> tuple[Path, ...]:
+    """Files that settings are read from, the later one winning; the environment wins over both.
+
+    The first is what `make stack` wrote, or the file that `RETROLN_ENV_FILE` names: a worker is given
+    one that holds no more rights than its work needs.
+    """
+    return Path(os.environ.get("RETROLN_ENV_FILE", LOCAL_STACK)), Path(".env")
+
+
 def _unusable(error: ValidationError) -> SettingsError:
     """The first thing wrong, under the variable's name; a secret's value is not shown."""
     found = error.errors(include_url=False)[0]
     name = "RETROLN_" + "__".join(str(piece) for piece in found["loc"]).upper()
-    got = None if "SECRET" in name or "ACCESS_KEY" in name else repr(found["input"])
+    secret = any(word in name for word in ("SECRET", "ACCESS_KEY", "PASSWORD", "NOTIFY_URL", "CATALOG_URL"))
+    got = None if secret else repr(found["input"])
     return SettingsError(
         f"{name} cannot be used",
         expected=found["msg"].removeprefix("Input should be "),

@@ -20,12 +20,12 @@ class Catalog(RunQueries, ScanQueries, PreparationQueries, PredictionQueries):
         self._database = database
 
     @classmethod
-    def open(cls, url: str) -> Catalog:
+    def open(cls, url: str, password: str | None = None) -> Catalog:
         """Open (and create, and migrate to head) the catalog at a SQLite or PostgreSQL URL.
 
         The folder of a SQLite file is made. Errors: see `database.open_database`.
         """
-        return cls(open_database(url))
+        return cls(open_database(url, password))
 
     @property
     def database(self) -> Database:

@@ -61,8 +61,10 @@ class Database:
         self._engine.dispose()
 
 
-def open_database(url: str) -> Database:
+def open_database(url: str, password: str | None = None) -> Database:
     """Connect, create what is missing and migrate to head; many processes may do so at once.
+
+    `password` is used when the URL names a user and holds none.
 
     Raises:
         SettingsError: the URL is unusable, or the server refuses the login.
@@ -71,6 +73,8 @@ def open_database(url: str) -> Database:
         UserError: the catalog was migrated by a newer RetroLN.
     """
     address = _address(url)
+    if address.username and address.password is None and password is not None:
+        address = address.set(password=password)
     if address.get_backend_name() == "sqlite" and address.database not in (None, "", ":memory:"):
         _create_parent(Path(str(address.database)))
     engine = _create_engine(address)
@@ -216,7 +220,11 @@ def _translated(url: URL) -> Iterator[None]:
 def _no_answer(error: OperationalError, shown: str) -> UserError:
     line = _first_line(error)
     if "authentication failed" in line:
-        return SettingsError("the catalog refused the login", file=shown, fix="mend RETROLN_CATALOG_URL")
+        return SettingsError(
+            "the catalog refused the login",
+            file=shown,
+            fix="mend RETROLN_CATALOG_URL or RETROLN_CATALOG_PASSWORD",
+        )
     fix = "check that the database runs and can be written, then try again"
     return UnavailableError("the catalog does not answer", file=shown, got=line, fix=fix)
 

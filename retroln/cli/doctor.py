@@ -103,7 +103,7 @@ def _weights() -> Iterator[Finding]:
 
 
 def _servers(settings: Settings) -> Iterator[Finding]:
-    from retroln.catalog.catalog import Catalog
+    from retroln.steps.workspace import open_workspace
     from retroln.storage.open import open_store
 
     yield _try(
@@ -120,7 +120,7 @@ def _servers(settings: Settings) -> Iterator[Finding]:
     )
     shown = settings.catalog_url.rsplit("@", 1)[-1]
     yield _try(
-        "catalog", shown, lambda: Catalog.open(settings.catalog_url).count_by_state(), "RETROLN_CATALOG_URL"
+        "catalog", shown, lambda: open_workspace(settings).catalog.count_by_state(), "RETROLN_CATALOG_URL"
     )
     if _installed("mlflow"):
         from retroln.tracking.registry import MlflowRegistry

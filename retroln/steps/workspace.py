@@ -51,9 +51,10 @@ class Workspace:
 @lru_cache(maxsize=4)
 def open_workspace(settings: Settings) -> Workspace:
     """Open the catalog (migrated to head) and both stores; one workspace per settings and process."""
+    password = settings.catalog_password
     return Workspace(
         settings=settings,
-        catalog=Catalog.open(settings.catalog_url),
+        catalog=Catalog.open(settings.catalog_url, password.get_secret_value() if password else None),
         source=open_store(settings.source_uri, settings, read_only=True),
         store=open_store(settings.store_uri, settings),
     )

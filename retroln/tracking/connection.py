@@ -11,6 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import SecretStr
+
 from retroln.errors import ConflictError, MissingExtraError, NotFoundError, UnavailableError
 from retroln.settings import Settings
 
@@ -36,17 +38,27 @@ class Connection:
         experiment: experiment that holds the training runs; made when it is missing.
         artifacts: folder for artifacts of an embedded MLflow; a server keeps its own.
         model_name: name in the model registry.
+        user, password: login of a server with basic auth; one per process.
     """
 
     uri: str
     experiment: str
     artifacts: str
     model_name: str
+    user: str | None = None
+    password: SecretStr | None = None
 
     @classmethod
     def of(cls, settings: Settings) -> Connection:
         """The connection that the settings describe; nothing is opened yet."""
-        return cls(settings.mlflow_uri, settings.experiment, settings.mlflow_artifacts, settings.model_name)
+        return cls(
+            settings.mlflow_uri,
+            settings.experiment,
+            settings.mlflow_artifacts,
+            settings.model_name,
+            settings.mlflow_user,
+            settings.mlflow_password,
+        )
 
     @cached_property
     def client(self) -> MlflowClient:
@@ -57,6 +69,10 @@ class Connection:
         """
         for name, value in _QUIET.items():
             os.environ.setdefault(name, value)
+        if self.user and self.password:
+            # MLflow reads its login from the environment at each request and offers no other way
+            os.environ["MLFLOW_TRACKING_USERNAME"] = self.user
+            os.environ["MLFLOW_TRACKING_PASSWORD"] = self.password.get_secret_value()
         try:
             from mlflow import MlflowClient
         except ImportError as error:
