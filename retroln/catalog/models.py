@@ -89,6 +89,20 @@ class Run(Base):
     n_failed: Mapped[int | None]
 
 
+class RunOutcome(Base):
+    """What one run did with one case: the ledger that its accounting is counted from."""
+
+    __tablename__ = "run_outcomes"
+    __table_args__ = (
+        CheckConstraint("outcome IN ('done', 'skipped', 'quarantined', 'failed')", name="outcome"),
+    )
+    run_id: Mapped[int] = mapped_column(ForeignKey("runs.id"), primary_key=True)
+    case_id: Mapped[str] = mapped_column(primary_key=True)
+    outcome: Mapped[str]
+    reason: Mapped[str | None]
+    detail: Mapped[str | None] = mapped_column(Text)
+
+
 class Scan(Base):
     """One revision of a case: what was delivered and where it stands."""
 
@@ -136,6 +150,15 @@ class Scan(Base):
     predicted_version: Mapped[int] = mapped_column(default=0, server_default=text("0"))
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
     updated_at: Mapped[datetime] = mapped_column(default=utc_now, onupdate=utc_now)
+
+
+class Claim(Base):
+    """A scan in a worker's hands, until the worker gives it back or falls silent for too long."""
+
+    __tablename__ = "claims"
+    scan_id: Mapped[int] = mapped_column(ForeignKey("scans.id"), primary_key=True, autoincrement=False)
+    owner: Mapped[str]
+    expires_at: Mapped[datetime]
 
 
 class Landmarks(Base):
