@@ -252,10 +252,18 @@ class CaseEvent(Base):
 
 
 class ModelAudit(Base):
-    """One decision about a model version, and who took it; append-only."""
+    """One decision about a model version, and who took it; append-only.
+
+    Rows that move the champion (promote, rollback) form one chain per model: each `follows` the one
+    before it, the first follows 0, and none has two successors. Other rows follow nothing.
+    """
 
     __tablename__ = "model_audit"
-    __table_args__ = (Index("ix_model_audit_model_name", "model_name", "id"),)
+    __table_args__ = (
+        UniqueConstraint("model_name", "follows"),
+        CheckConstraint("(action IN ('promote', 'rollback')) = (follows IS NOT NULL)", name="chain"),
+        Index("ix_model_audit_model_name", "model_name", "id"),
+    )
     id: Mapped[int] = mapped_column(primary_key=True)
     action: Mapped[str]
     model_name: Mapped[str]
@@ -265,6 +273,7 @@ class ModelAudit(Base):
     comment: Mapped[str] = mapped_column(Text)
     gate: Mapped[dict[str, Any]]
     at: Mapped[datetime] = mapped_column(default=utc_now)
+    follows: Mapped[int | None]
 
 
 class Prediction(Base):

@@ -219,6 +219,16 @@ class RunRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClaimRecord:
+    """A scan in a worker's hands until `expires_at`, by the database's clock."""
+
+    scan_id: int
+    case_id: str
+    owner: str
+    expires_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
 class EventRecord:
     """One transition of a scan."""
 
@@ -235,7 +245,14 @@ class EventRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class AuditRecord:
-    """One decision about a model version."""
+    """One decision about a model version.
+
+    Attributes:
+        action: promote, rollback (these move the champion); refuse, reject, restore (these do not).
+        version: whom it is about; for a rollback and a restore, who is champion again (0 for nobody).
+        previous_version: the champion before it; for a restore, where the alias had been put by hand.
+        follows: id of the champion-moving row before this one, 0 for the first; None for other rows.
+    """
 
     audit_id: int
     action: str
@@ -246,6 +263,12 @@ class AuditRecord:
     comment: str
     gate: dict[str, Any]
     at: datetime
+    follows: int | None
+
+    @property
+    def moves_champion(self) -> bool:
+        """Whether the champion is another one since this decision."""
+        return self.follows is not None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, func, select
+from sqlalchemy.exc import IntegrityError
 
 from retroln.catalog.accounting import Accounting
 from retroln.catalog.database import Database
@@ -13,6 +14,8 @@ from retroln.catalog.records import AuditRecord, RunRecord, record_of
 from retroln.errors import ConflictError, NotFoundError
 
 RUNNING = "running"
+MOVES = ("promote", "rollback")
+"""Actions that move the champion; their rows form the chain."""
 
 
 class RunQueries:
@@ -62,6 +65,12 @@ class RunQueries:
             rows = session.scalars(select(Run).order_by(Run.id.desc()).limit(limit))
             return [record_of(RunRecord, row, run_id=row.id) for row in rows]
 
+    def unfinished_runs(self) -> list[RunRecord]:
+        """Runs that began and have not ended, oldest first; their process may be gone."""
+        statement = select(Run).where(Run.finished_at.is_(None)).order_by(Run.id)
+        with self._database.reading() as session:
+            return [record_of(RunRecord, row, run_id=row.id) for row in session.scalars(statement)]
+
     def run(self, run_id: int) -> RunRecord:
         """One run. Raises `NotFoundError`."""
         with self._database.reading() as session:
@@ -80,8 +89,17 @@ class RunQueries:
         comment: str,
         previous_version: int | None = None,
         gate: dict[str, Any] | None = None,
+        follows: int | None = None,
     ) -> int:
-        """Write down a decision for good; returns the row's id."""
+        """Write down a decision for good; returns the row's id.
+
+        Args:
+            follows: for a promotion or a rollback, the champion-moving row that it was decided on
+                (0 for none yet); left out, the last one at the time of writing.
+
+        Raises:
+            ConflictError: another decision has followed that row already; nothing is written.
+        """
         row = ModelAudit(
             action=action,
             model_name=model_name,
@@ -92,8 +110,19 @@ class RunQueries:
             gate=gate or {},
         )
         with self._database.writing() as session:
+            if action in MOVES:
+                last = session.scalar(_LAST_MOVE, {"model_name": model_name}) or 0
+                row.follows = last if follows is None else follows
+                if row.follows != last:
+                    raise _decided_meanwhile(model_name, row.follows)
             session.add(row)
-            session.flush()
+            try:
+                session.flush()
+            except IntegrityError as error:
+                if row.follows is None:
+                    raise
+                # two at once: both saw the same last row
+                raise _decided_meanwhile(model_name, row.follows) from error
             return row.id
 
     def audits(self, model_name: str | None = None) -> list[AuditRecord]:
@@ -103,6 +132,20 @@ class RunQueries:
             statement = statement.where(ModelAudit.model_name == model_name)
         with self._database.reading() as session:
             return [record_of(AuditRecord, row, audit_id=row.id) for row in session.scalars(statement)]
+
+
+_LAST_MOVE = select(func.max(ModelAudit.id)).where(
+    ModelAudit.model_name == bindparam("model_name"), ModelAudit.follows.is_not(None)
+)
+
+
+def _decided_meanwhile(model_name: str, follows: int | None) -> ConflictError:
+    return ConflictError(
+        f"another decision on the champion of {model_name} came first",
+        expected=f"audit row {follows} to be the last that moved it",
+        got="a row that follows it already",
+        fix="look at `retroln audit`, then decide again",
+    )
 
 
 def _counts(accounting: Accounting | None) -> dict[str, int | None]:
