@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from retroln.catalog.claims import ClaimQueries
 from retroln.catalog.database import Database, open_database
+from retroln.catalog.ledger import LedgerQueries
 from retroln.catalog.predictions import PredictionQueries
 from retroln.catalog.preparation import PreparationQueries
 from retroln.catalog.runs import RunQueries
 from retroln.catalog.scans import ScanQueries
 
 
-class Catalog(RunQueries, ScanQueries, PreparationQueries, PredictionQueries):
+class Catalog(RunQueries, LedgerQueries, ScanQueries, ClaimQueries, PreparationQueries, PredictionQueries):
     """All queries over one database; safe to share between threads, one per process.
 
     Each method is one transaction and returns frozen records. Besides the errors it names, every

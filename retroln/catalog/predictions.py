@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, delete, exists, select
+from sqlalchemy import ColumnElement, Select, and_, delete, exists, func, select
 from sqlalchemy.orm import Session
 
 from retroln.catalog.database import Database
@@ -16,7 +16,6 @@ from retroln.catalog.records import (
     EventRecord,
     NodeRecord,
     PredictionRecord,
-    ScanRecord,
     record_of,
 )
 from retroln.catalog.scans import scan_record, scan_row
@@ -48,8 +47,8 @@ class PredictionQueries:
         limit: int | None = None,
         *,
         exclude_training_scans_of: int | None = None,
-    ) -> list[ScanRecord]:
-        """Prepared scans whose current results are not of this version of this model.
+    ) -> list[int]:
+        """Ids of the prepared scans whose current results are not of this version of this model.
 
         The cost follows the number of scans returned, not the number stored (see `to_infer`).
 
@@ -59,12 +58,38 @@ class PredictionQueries:
             limit: at most so many.
             exclude_training_scans_of: id of the dataset whose training scans are left out.
         """
-        found: list[ScanRecord] = []
+        found: list[int] = []
         with self._database.reading() as session:
             for statement in to_infer(model_name, version, exclude_training_scans_of):
                 left = None if limit is None else limit - len(found)
-                found += [scan_record(row) for row in session.scalars(statement.limit(left))]
-        return sorted(found, key=lambda scan: scan.scan_id)
+                found += session.scalars(statement.limit(left))
+        return sorted(found)
+
+    def count_inferred(self, model_name: str, version: int) -> int:
+        """How many prepared scans have results of this version of this model."""
+        return self._count(
+            select(func.count())
+            .select_from(Scan)
+            .where(Scan.state == ScanState.PREPARED, *_seen_by(model_name, version))
+        )
+
+    def count_trained_on(self, dataset_id: int, model_name: str, version: int) -> int:
+        """How many prepared scans are left out of inference because the dataset trained on them."""
+        return self._count(
+            select(func.count())
+            .select_from(DatasetMember)
+            .join(Scan, Scan.id == DatasetMember.scan_id)
+            .where(
+                DatasetMember.dataset_id == dataset_id,
+                DatasetMember.role == "train",
+                Scan.state == ScanState.PREPARED,
+                ~and_(*_seen_by(model_name, version)),
+            )
+        )
+
+    def _count(self, statement: Select[tuple[int]]) -> int:
+        with self._database.reading() as session:
+            return session.scalars(statement).one()
 
     def record_prediction(
         self,
@@ -146,12 +171,12 @@ class PredictionQueries:
 
 def to_infer(
     model_name: str, version: int, exclude_training_scans_of: int | None = None
-) -> tuple[Select[tuple[Scan]], ...]:
-    """What inference has left: the ranges beside (model_name, version) in the index ix_scans_predicted.
+) -> tuple[Select[tuple[int]], ...]:
+    """Ids of what inference has left: ranges beside (model_name, version) in the index ix_scans_predicted.
 
     "not equal" alone would read every prepared scan.
     """
-    statement = select(Scan).where(Scan.state == ScanState.PREPARED)
+    statement = select(Scan.id).where(Scan.state == ScanState.PREPARED)
     if exclude_training_scans_of is not None:
         trained_on = exists().where(
             DatasetMember.dataset_id == exclude_training_scans_of,
@@ -167,6 +192,11 @@ def to_infer(
         of_model.where(Scan.predicted_version > version),
         statement.where(Scan.predicted_model > model_name),
     )
+
+
+def _seen_by(model_name: str, version: int) -> tuple[ColumnElement[bool], ...]:
+    """What singles out the scans whose results are of one version."""
+    return Scan.predicted_model == model_name, Scan.predicted_version == version
 
 
 def _is_of(scan_id: int, model_name: str, version: int) -> tuple[ColumnElement[bool], ...]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
+from retroln.catalog.accounting import CaseOutcome, Outcome
 from retroln.catalog.database import Database
 from retroln.catalog.models import CaseEvent, Crop, Scan
 from retroln.catalog.records import ScanDraft, ScanRecord, record_of
@@ -14,6 +16,7 @@ from retroln.catalog.states import FIRST_STATES, ScanState, require_transition, 
 from retroln.errors import ConflictError, NotFoundError
 
 _MAX_DETAIL = 4000
+_IDS_AT_ONCE = 500  # bound values in one statement; SQLite once allowed 999
 
 
 class ScanQueries:
@@ -103,17 +106,60 @@ class ScanQueries:
                 raise ConflictError(
                     f"case {case_id} is not held back", expected="quarantined or failed", got=row.state
                 )
-            has_crop = session.scalars(select(Crop.id).where(Crop.scan_id == row.id)).first() is not None
-            after = state_after_requeue(has_ct=row.ct_key is not None, has_crop=has_crop)
+            after = _after_requeue(session, row)
             move(session, row, after, None)
             if after is ScanState.REQUEUED:
                 row.source_fingerprint = ""
             session.flush()
             return scan_record(row)
 
-    def scans_to_prepare(self, limit: int | None = None) -> list[ScanRecord]:
-        """Ingested scans, oldest first."""
-        return self._records(to_prepare(limit))
+    def requeue_failed(self) -> int:
+        """Release every failed scan of which a CT is stored; returns how many.
+
+        Scans that another run releases, or works on, at this moment are left to it.
+        """
+        statement = select(Scan).where(Scan.state == ScanState.FAILED, Scan.ct_key.is_not(None))
+        with self._database.writing() as session:
+            rows = session.scalars(statement.order_by(Scan.id).with_for_update(skip_locked=True)).all()
+            for row in rows:
+                move(session, row, _after_requeue(session, row), None)
+            return len(rows)
+
+    def scans_to_prepare(self, limit: int | None = None) -> list[int]:
+        """Ids of the ingested scans, oldest first."""
+        with self._database.reading() as session:
+            return list(session.scalars(to_prepare(limit)))
+
+    def count_prepared(self) -> int:
+        """How many scans are prepared."""
+        statement = select(func.count()).select_from(Scan).where(Scan.state == ScanState.PREPARED)
+        with self._database.reading() as session:
+            return session.scalars(statement).one()
+
+    def held_after_ingest(self) -> list[CaseOutcome]:
+        """The quarantined scans of which a CT is stored, with what holds them, oldest first."""
+        statement = select(Scan.case_id, Scan.reason, Scan.detail).where(
+            Scan.state == ScanState.QUARANTINED, Scan.ct_key.is_not(None)
+        )
+        with self._database.reading() as session:
+            rows = session.execute(statement.order_by(Scan.id)).tuples()
+            return [CaseOutcome(case, Outcome.QUARANTINED, reason, detail) for case, reason, detail in rows]
+
+    def case_ids(self, scan_ids: Sequence[int]) -> dict[int, str]:
+        """Case of each scan, in the order asked for.
+
+        Raises:
+            NotFoundError: a scan is not in the catalog.
+        """
+        found: dict[int, str] = {}
+        with self._database.reading() as session:
+            for start in range(0, len(scan_ids), _IDS_AT_ONCE):
+                some = scan_ids[start : start + _IDS_AT_ONCE]
+                rows = session.execute(select(Scan.id, Scan.case_id).where(Scan.id.in_(some)))
+                found |= dict(rows.tuples().all())
+        if unknown := [scan_id for scan_id in scan_ids if scan_id not in found]:
+            raise NotFoundError(f"no scan {unknown[0]} in the catalog")
+        return {scan_id: found[scan_id] for scan_id in scan_ids}
 
     def _records(self, statement: Select[tuple[Scan]]) -> list[ScanRecord]:
         with self._database.reading() as session:
@@ -129,9 +175,9 @@ class ScanQueries:
             return scan_record(row)
 
 
-def to_prepare(limit: int | None = None) -> Select[tuple[Scan]]:
-    """What prepare has left; reads the index ix_scans_waiting alone."""
-    return select(Scan).where(Scan.state == ScanState.INGESTED).order_by(Scan.id).limit(limit)
+def to_prepare(limit: int | None = None) -> Select[tuple[int]]:
+    """Ids of what prepare has left; reads the index ix_scans_waiting alone."""
+    return select(Scan.id).where(Scan.state == ScanState.INGESTED).order_by(Scan.id).limit(limit)
 
 
 def scan_record(row: Scan) -> ScanRecord:
@@ -161,8 +207,13 @@ def move(
     require_transition(row.case_id, before, after)
     row.state = after
     if after is not ScanState.SUPERSEDED:  # a superseded row keeps why it was held back
-        row.reason, row.detail = reason, _clean(detail)
+        row.reason, row.detail = reason, clean(detail)
     _note(session, row, before, run_id, reason=reason, detail=detail)
+
+
+def _after_requeue(session: Session, row: Scan) -> ScanState:
+    has_crop = session.scalars(select(Crop.id).where(Crop.scan_id == row.id)).first() is not None
+    return state_after_requeue(has_ct=row.ct_key is not None, has_crop=has_crop)
 
 
 def _note(
@@ -180,17 +231,17 @@ def _note(
             from_state=before,
             to_state=row.state,
             reason=why.get("reason", row.reason),
-            detail=_clean(why.get("detail", row.detail)),
+            detail=clean(why.get("detail", row.detail)),
         )
     )
 
 
 def _row_of(draft: ScanDraft, revision: int) -> Scan:
-    values: dict[str, Any] = {**vars(draft), "detail": _clean(draft.detail)}
+    values: dict[str, Any] = {**vars(draft), "detail": clean(draft.detail)}
     return Scan(**values, revision=revision)
 
 
-def _clean(detail: str | None) -> str | None:
+def clean(detail: str | None) -> str | None:
     """PostgreSQL keeps no NUL characters; a message need not be longer than a page."""
     return detail.replace("\x00", "")[:_MAX_DETAIL] if detail is not None else None
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -40,11 +42,12 @@ def prepare(limit: int | None, again: bool) -> None:
     settings = Settings()
     if again:
         click.echo(f"{step.reopen(settings)} scans were cut by another region", err=True)
-    left = _limited(step.scans_left(settings), limit)
+    backlog = step.backlog(settings)
+    left = _limited(backlog.left, limit)
     run = runs.Run.begin(settings, "prepare", {"limit": limit})
     with run, _progress("prepare", len(left)) as tell:
-        others = step.untouched(settings)
-        _finish(run, others + step.prepare(settings, left, run_id=run.run_id, on_outcome=tell))
+        step.prepare(settings, left, run_id=run.run_id, owner=_owner(), on_outcome=tell)
+        _settle(run, backlog, limit)
 
 
 def _folds(_: click.Context, __: click.Parameter, text: str) -> tuple[int, ...]:
@@ -90,14 +93,22 @@ def infer(limit: int | None) -> None:
 
     settings = Settings()
     model = step.fetch_champion(settings)
-    left = _limited(step.scans_left(settings, model), limit)
+    backlog = step.backlog(settings, model)
+    left = _limited(backlog.left, limit)
     run = runs.Run.begin(settings, "infer", {"version": model.version, "limit": limit})
     with run, _progress(f"infer v{model.version}", len(left)) as tell:
-        others = step.untouched(settings, model)
-        _finish(run, others + step.infer(settings, model, left, run_id=run.run_id, on_outcome=tell))
+        step.infer(settings, model, left, run_id=run.run_id, owner=_owner(), on_outcome=tell)
+        if trained_on := backlog.notes[step.TRAINED_ON]:
+            click.echo(f"{trained_on} skipped: version {model.version} was trained on them")
+        _settle(run, backlog, limit)
 
 
-def _limited(waiting: list[int], limit: int | None) -> list[int]:
+def _owner() -> str:
+    """This command's name among the workers that share the backlog."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def _limited(waiting: tuple[int, ...], limit: int | None) -> tuple[int, ...]:
     left = waiting[:limit]
     if len(left) < len(waiting):
         click.echo(f"--limit {limit}: {len(waiting) - len(left)} scans stay waiting", err=True)
@@ -105,7 +116,14 @@ def _limited(waiting: list[int], limit: int | None) -> list[int]:
 
 
 def _finish(run: runs.Run, outcomes: Sequence[CaseOutcome]) -> None:
-    accounting = run.finish(outcomes)
+    _tell_end(run.finish(outcomes), outcomes)
+
+
+def _settle(run: runs.Run, backlog: runs.Backlog, limit: int | None) -> None:
+    _tell_end(*run.settle(backlog, limit))
+
+
+def _tell_end(accounting: Accounting, outcomes: Sequence[CaseOutcome]) -> None:
     click.echo(_sentence(accounting))
     for outcome in outcomes:
         if outcome.outcome in (Outcome.QUARANTINED, Outcome.FAILED):

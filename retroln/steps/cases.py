@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from typing import TypeVar
 
 from retroln.catalog.accounting import CaseOutcome, Outcome
+from retroln.steps.outages import riding_out
 
 Item = TypeVar("Item")
 CaseFunction = Callable[[Item], CaseOutcome]
@@ -24,41 +26,62 @@ def run_cases(
     *,
     case_id: Callable[[Item], str],
     processes: int = 1,
+    patience_s: float = 0.0,
     on_outcome: OnOutcome | None = None,
 ) -> list[CaseOutcome]:
     """Apply `function` to every item, in `processes` fresh processes, and return one outcome each.
 
     `function` quarantines what it understands. Anything else that escapes it becomes a failed outcome
     here; so does a process that dies (killed for memory, say), after its case was tried once alone.
+    A case that meets a server that is away is tried again for `patience_s` seconds before it fails.
+    An error of `on_outcome` ends the pass; cases that have not begun stay as they are.
     """
     notify = on_outcome or (lambda outcome: None)
     outcomes = []
-    for outcome in _stream(function, items, case_id, processes):
-        if outcome.outcome in (Outcome.QUARANTINED, Outcome.FAILED):
-            log.info("%s %s: %s", outcome.case_id, outcome.outcome.value, outcome.detail)
-        notify(outcome)
-        outcomes.append(outcome)
+    with closing(_stream(function, items, case_id, processes, patience_s)) as stream:
+        for outcome in stream:
+            if outcome.outcome in (Outcome.QUARANTINED, Outcome.FAILED):
+                log.info("%s %s: %s", outcome.case_id, outcome.outcome.value, outcome.detail)
+            notify(outcome)
+            outcomes.append(outcome)
     return outcomes
 
 
+def guarded(function: CaseFunction[Item], item: Item, case_id: str, patience_s: float = 0.0) -> CaseOutcome:
+    """The function's outcome; a failed one, with the error's name as reason, for what escapes it."""
+    try:
+        return riding_out(lambda: function(item), patience_s)
+    except Exception as error:
+        log.debug("case %s", case_id, exc_info=True)
+        return CaseOutcome(case_id, Outcome.FAILED, type(error).__name__, f"{type(error).__name__}: {error}")
+
+
 def _stream(
-    function: CaseFunction[Item], items: Sequence[Item], case_id: Callable[[Item], str], processes: int
-) -> Iterable[CaseOutcome]:
+    function: CaseFunction[Item],
+    items: Sequence[Item],
+    case_id: Callable[[Item], str],
+    processes: int,
+    patience_s: float,
+) -> Generator[CaseOutcome, None, None]:
     if processes == 1 or len(items) < 2:
         for item in items:
-            yield _guarded(function, item, case_id(item))
+            yield guarded(function, item, case_id(item), patience_s)
         return
     died = []
     with _pool(min(processes, len(items))) as pool:
-        futures = {pool.submit(_guarded, function, item, case_id(item)): item for item in items}
-        for future in as_completed(futures):
-            if isinstance(future.exception(), BrokenProcessPool):
-                died.append(futures[future])
-            else:
-                yield _result(future, case_id(futures[future]))
+        futures = {pool.submit(guarded, function, item, case_id(item), patience_s): item for item in items}
+        try:
+            for future in as_completed(futures):
+                if isinstance(future.exception(), BrokenProcessPool):
+                    died.append(futures[future])
+                else:
+                    yield _result(future, case_id(futures[future]))
+        finally:
+            pool.shutdown(cancel_futures=True)
     for item in died:
         with _pool(1) as pool:
-            yield _result(pool.submit(_guarded, function, item, case_id(item)), case_id(item))
+            alone = pool.submit(guarded, function, item, case_id(item), patience_s)
+            yield _result(alone, case_id(item))
 
 
 def _pool(processes: int) -> ProcessPoolExecutor:
@@ -72,11 +95,3 @@ def _result(future: Future[CaseOutcome], case_id: str) -> CaseOutcome:
     except BrokenProcessPool:
         detail = "the process died, most likely for lack of memory; run it with fewer processes"
         return CaseOutcome(case_id, Outcome.FAILED, "process_died", detail)
-
-
-def _guarded(function: CaseFunction[Item], item: Item, case_id: str) -> CaseOutcome:
-    try:
-        return function(item)
-    except Exception as error:
-        log.debug("case %s", case_id, exc_info=True)
-        return CaseOutcome(case_id, Outcome.FAILED, type(error).__name__, f"{type(error).__name__}: {error}")

@@ -23,8 +23,12 @@ from retroln.imaging.volume import Volume
 from retroln.nnunet.bundle import Contract
 from retroln.report.case_page import CasePage, case_page
 from retroln.settings import RoiSpec, Settings
-from retroln.steps.cases import OnOutcome, run_cases
+from retroln.steps.cases import OnOutcome
+from retroln.steps.claimed import Job, run_claimed
+from retroln.steps.runs import Backlog
 from retroln.steps.workspace import Workspace, open_workspace
+
+TRAINED_ON = "trained_on"
 
 
 @dataclass(frozen=True)
@@ -55,27 +59,19 @@ def fetch_champion(settings: Settings) -> Model:
     return Model(settings.model_name, version, bundle_dir, dataset)
 
 
-def scans_left(settings: Settings, model: Model) -> list[int]:
-    """Ids of the prepared scans that this version has not seen, without those that it was trained on."""
+def backlog(settings: Settings, model: Model) -> Backlog:
+    """The prepared scans that this version has not seen, and how many inference has nothing to do for.
+
+    Those were seen by this version already, or, as `notes["trained_on"]` counts, were in its training.
+    """
     catalog = open_workspace(settings).catalog
-    waiting = catalog.scans_to_infer(
-        model.name, model.version, exclude_training_scans_of=model.dataset.dataset_id
+    name, version, dataset_id = model.name, model.version, model.dataset.dataset_id
+    trained_on = catalog.count_trained_on(dataset_id, name, version)
+    return Backlog(
+        left=tuple(catalog.scans_to_infer(name, version, exclude_training_scans_of=dataset_id)),
+        skipped=catalog.count_inferred(name, version) + trained_on,
+        notes={TRAINED_ON: trained_on},
     )
-    return [scan.scan_id for scan in waiting]
-
-
-def untouched(settings: Settings, model: Model) -> list[CaseOutcome]:
-    """The other prepared scans: seen by this version already, or trained on (reason `trained_on`)."""
-    catalog = open_workspace(settings).catalog
-    trained_on = {member.scan_id for member in _trained_on(model)}
-    outcomes = []
-    for scan in catalog.scans(state=ScanState.PREPARED):
-        if (scan.predicted_model, scan.predicted_version) == (model.name, model.version):
-            outcomes.append(CaseOutcome(scan.case_id, Outcome.SKIPPED))
-        elif scan.scan_id in trained_on:
-            detail = f"version {model.version} was trained on this scan; its nodes are in the mask"
-            outcomes.append(CaseOutcome(scan.case_id, Outcome.SKIPPED, "trained_on", detail))
-    return outcomes
 
 
 def _trained_on(model: Model) -> list[MemberDraft]:
@@ -88,16 +84,20 @@ def infer(
     scan_ids: Sequence[int],
     *,
     run_id: int,
+    owner: str,
     on_outcome: OnOutcome | None = None,
 ) -> list[CaseOutcome]:
-    """Run the model over the given scans, one after the other with the network kept warm."""
-    catalog = open_workspace(settings).catalog
-    return run_cases(
-        partial(infer_case, settings, model, run_id),
-        [catalog.scan(scan_id) for scan_id in scan_ids],
-        case_id=lambda scan: scan.case_id,
-        on_outcome=on_outcome,
-    )
+    """Run the model over the given scans under claims of `owner`, one after the other, network kept warm.
+
+    See `claimed.run_claimed`.
+    """
+    job = Job(settings, run_id, owner, partial(infer_case, settings, model, run_id), partial(_waits, model))
+    return run_claimed(job, scan_ids, on_outcome=on_outcome)
+
+
+def _waits(model: Model, scan: ScanRecord) -> bool:
+    seen = (scan.predicted_model, scan.predicted_version) == (model.name, model.version)
+    return scan.state is ScanState.PREPARED and not seen
 
 
 def infer_case(settings: Settings, model: Model, run_id: int, scan: ScanRecord) -> CaseOutcome:

@@ -43,6 +43,7 @@ def ingest(
         entries,
         case_id=lambda entry: entry.case_id,
         processes=settings.processes,
+        patience_s=settings.patience_s,
         on_outcome=on_outcome,
     )
 

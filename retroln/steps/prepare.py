@@ -15,24 +15,31 @@ from retroln.anatomy.vertebrae import Vertebrae
 from retroln.catalog.accounting import CaseOutcome, Outcome
 from retroln.catalog.records import CropDraft, LandmarksDraft, RoiDraft, ScanRecord
 from retroln.catalog.states import ScanState
-from retroln.errors import InputError, LandmarkError, naming
+from retroln.errors import InputError, LandmarkError, UnavailableError, naming
 from retroln.files import sha256_file, sha256_json, write_json
 from retroln.imaging import nifti
 from retroln.imaging.geometry import Grid
 from retroln.imaging.volume import Volume
 from retroln.settings import Settings
-from retroln.steps.cases import OnOutcome, run_cases
+from retroln.steps.cases import OnOutcome
+from retroln.steps.claimed import Job, run_claimed
 from retroln.steps.ingest import facts_key
+from retroln.steps.runs import Backlog
 from retroln.steps.workspace import Workspace, open_workspace
 
 
-def scans_left(settings: Settings) -> list[int]:
-    """Ids of the scans that wait for preparation, those that failed before included."""
+def backlog(settings: Settings) -> Backlog:
+    """What waits for preparation, scans that failed before included, and what preparation answers for.
+
+    The other scans it answers for were prepared before, or are still in quarantine.
+    """
     catalog = open_workspace(settings).catalog
-    for scan in catalog.scans(state=ScanState.FAILED):
-        if scan.ct_key:
-            catalog.requeue(scan.case_id)
-    return [scan.scan_id for scan in catalog.scans_to_prepare()]
+    catalog.requeue_failed()
+    return Backlog(
+        left=tuple(catalog.scans_to_prepare()),
+        skipped=catalog.count_prepared(),
+        held=tuple(catalog.held_after_ingest()),
+    )
 
 
 def reopen(settings: Settings) -> int:
@@ -44,34 +51,29 @@ def reopen(settings: Settings) -> int:
     return open_workspace(settings).catalog.reopen_prepared(settings.roi)
 
 
-def untouched(settings: Settings) -> list[CaseOutcome]:
-    """The other scans that preparation answers for: prepared before, or still in quarantine."""
-    catalog = open_workspace(settings).catalog
-    prepared = [CaseOutcome(s.case_id, Outcome.SKIPPED) for s in catalog.scans(state=ScanState.PREPARED)]
-    held = [
-        CaseOutcome(scan.case_id, Outcome.QUARANTINED, scan.reason, scan.detail)
-        for scan in catalog.scans(state=ScanState.QUARANTINED)
-        if scan.ct_key
-    ]
-    return prepared + held
-
-
 def prepare(
-    settings: Settings, scan_ids: Sequence[int], *, run_id: int, on_outcome: OnOutcome | None = None
+    settings: Settings,
+    scan_ids: Sequence[int],
+    *,
+    run_id: int,
+    owner: str,
+    on_outcome: OnOutcome | None = None,
 ) -> list[CaseOutcome]:
-    """Prepare the given scans in a process pool, one outcome each."""
-    catalog = open_workspace(settings).catalog
-    return run_cases(
-        partial(prepare_case, settings, run_id),
-        [catalog.scan(scan_id) for scan_id in scan_ids],
-        case_id=lambda scan: scan.case_id,
-        processes=settings.processes,
-        on_outcome=on_outcome,
-    )
+    """Prepare the given scans in a process pool under claims of `owner`; see `claimed.run_claimed`."""
+    job = Job(settings, run_id, owner, partial(prepare_case, settings, run_id), _waits)
+    return run_claimed(job, scan_ids, processes=settings.processes, on_outcome=on_outcome)
+
+
+def _waits(scan: ScanRecord) -> bool:
+    return scan.state is ScanState.INGESTED
 
 
 def prepare_case(settings: Settings, run_id: int, scan: ScanRecord) -> CaseOutcome:
-    """Find the region of one scan and store its crop; quarantine what needs a person."""
+    """Find the region of one scan and store its crop; quarantine what needs a person.
+
+    Raises:
+        UnavailableError: a server is away, which is not the scan's fault: it stays `ingested`.
+    """
     workspace = open_workspace(settings)
     try:
         with workspace.scratch() as folder:
@@ -79,6 +81,8 @@ def prepare_case(settings: Settings, run_id: int, scan: ScanRecord) -> CaseOutco
     except InputError as error:
         workspace.catalog.quarantine(scan.scan_id, error.reason, str(error), run_id)
         return CaseOutcome(scan.case_id, Outcome.QUARANTINED, error.reason, str(error))
+    except UnavailableError:
+        raise
     except Exception as error:
         workspace.catalog.fail(scan.scan_id, type(error).__name__, str(error), run_id)
         raise

@@ -2,15 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
-from retroln.catalog.accounting import Accounting, CaseOutcome
+from retroln.catalog.accounting import Accounting, CaseOutcome, Outcome
+from retroln.catalog.catalog import Catalog
 from retroln.errors import RetroLNError
 from retroln.settings import Settings
 from retroln.steps.workspace import open_workspace
+
+LOST = "lost"
+
+_LOST_DETAIL = "no worker reported what became of it; its state is unchanged and the next run takes it up"
+
+
+@dataclass(frozen=True)
+class Backlog:
+    """What a step has to do, and what else it answers for without touching it.
+
+    Attributes:
+        left: ids of the scans that wait, oldest first.
+        skipped: how many scans there is nothing to do for.
+        held: scans that wait for a person.
+        notes: why some of the skipped are skipped, counted by reason.
+    """
+
+    left: tuple[int, ...]
+    skipped: int
+    held: tuple[CaseOutcome, ...] = ()
+    notes: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -32,11 +54,45 @@ class Run:
         return cls(settings, catalog.begin_run(flow, parameters, external_id=external_id))
 
     def finish(self, outcomes: Sequence[CaseOutcome], n_in: int | None = None) -> Accounting:
-        """Store the accounting; raises if it does not balance against `n_in` (default: all outcomes)."""
+        """Store the accounting; raises if it does not balance against `n_in` (default: all outcomes).
+
+        For a step that one process does; what several workers noted in the ledger is settled.
+        """
         accounting = Accounting.of(outcomes, len(outcomes) if n_in is None else n_in)
+        self._store(accounting)
+        return accounting
+
+    def settle(self, backlog: Backlog, limit: int | None = None) -> tuple[Accounting, list[CaseOutcome]]:
+        """Count what the workers noted of the scans that were left, and store the accounting.
+
+        A scan of which no worker said anything is noted as failed, reason `lost`; its state stays, so
+        the next run takes it up. A run that went on after a crash counts what it did before as its own.
+        Settling again, say by a flow that was started again, gives the same.
+
+        Args:
+            backlog: what the run found when it began, or when it went on.
+            limit: how many scans of `backlog.left` were given out; None for all.
+
+        Returns:
+            The accounting, and what a person should see: the scans held before, then those that the run
+            quarantined or failed.
+
+        Raises:
+            AccountingError: the ledger does not add up to what went in.
+        """
+        catalog = open_workspace(self.settings).catalog
+        accounting = catalog.run(self.run_id).accounting
+        left = set(catalog.case_ids(backlog.left[:limit]).values())
+        if accounting is None:
+            accounting = _count(catalog, self.run_id, backlog, left)
+            self._store(accounting)
+        shown = catalog.outcomes_of(self.run_id, Outcome.QUARANTINED, Outcome.FAILED)
+        again = {outcome.case_id for outcome in shown}
+        return accounting, [one for one in backlog.held if one.case_id not in again] + shown
+
+    def _store(self, accounting: Accounting) -> None:
         state = "failed" if accounting.failed else "completed"
         open_workspace(self.settings).catalog.finish_run(self.run_id, accounting, state)
-        return accounting
 
     def __enter__(self) -> Self:
         return self
@@ -46,3 +102,27 @@ class Run:
             # a pass that counted itself before stays as it is, and a catalog that is gone hides no error
             with suppress(RetroLNError):
                 open_workspace(self.settings).catalog.finish_run(self.run_id, None, "failed")
+
+
+def _count(catalog: Catalog, run_id: int, backlog: Backlog, left: set[str]) -> Accounting:
+    """The ledger's counts and the untouched, against the number of cases in: left, skipped and held."""
+    noted = {outcome.case_id: outcome.outcome for outcome in catalog.outcomes_of(run_id)}
+    lost = sorted(left - noted.keys())
+    catalog.note_outcome(
+        run_id,
+        *(CaseOutcome(case_id, Outcome.FAILED, LOST, _LOST_DETAIL) for case_id in lost),
+        replacing=False,
+    )
+    # what the run did before it went on is no longer left: the backlog has it among skipped and held
+    settled = (Outcome.DONE, Outcome.SKIPPED)
+    before = sum(outcome in settled for case_id, outcome in noted.items() if case_id not in left)
+    skipped = max(0, backlog.skipped - before)
+    held = sum(outcome.case_id not in noted for outcome in backlog.held)
+    counts = catalog.count_outcomes(run_id)
+    return Accounting(
+        len(left | noted.keys()) + skipped + held,
+        done=counts[Outcome.DONE],
+        skipped=counts[Outcome.SKIPPED] + skipped,
+        quarantined=counts[Outcome.QUARANTINED] + held,
+        failed=counts[Outcome.FAILED],
+    )

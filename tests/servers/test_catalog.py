@@ -261,14 +261,14 @@ class TestHoldingBack:
         catalog.quarantine(scan.scan_id, "l2_unresolved", "look", None)
         assert catalog.scans_to_prepare() == []
         assert catalog.requeue("c1").state is ScanState.INGESTED
-        assert [s.scan_id for s in catalog.scans_to_prepare()] == [scan.scan_id]
+        assert catalog.scans_to_prepare() == [scan.scan_id]
 
     def test_a_case_held_at_inference_is_taken_by_inference_again(self, catalog: Catalog):
         scan = prepared(catalog)
         catalog.quarantine(scan.scan_id, "implausible", "look", None)
         assert catalog.scans_to_infer("retroln", 1) == []
         assert catalog.requeue("c1").state is ScanState.PREPARED
-        assert [s.scan_id for s in catalog.scans_to_infer("retroln", 1)] == [scan.scan_id]
+        assert catalog.scans_to_infer("retroln", 1) == [scan.scan_id]
 
     def test_a_failed_scan_may_be_tried_again_at_once(self, catalog: Catalog):
         scan = catalog.add_scan(draft(), None)
@@ -412,7 +412,7 @@ class TestResults:
         scan = prepared(catalog)
         with pytest.raises(ConflictError):
             predict(catalog, scan, 1, [{**NODE, "recist": "huge"}])
-        assert [s.scan_id for s in catalog.scans_to_infer("retroln", 1)] == [scan.scan_id]
+        assert catalog.scans_to_infer("retroln", 1) == [scan.scan_id]
         assert catalog.predictions_of(scan.scan_id) == []
 
     def test_what_is_left_follows_the_version_in_both_directions(self, catalog: Catalog):
@@ -421,9 +421,9 @@ class TestResults:
         for scan, version in zip(scans, [0, 1, 2, 3], strict=True):
             if version:
                 predict(catalog, scan, version)
-        assert [s.scan_id for s in catalog.scans_to_infer("retroln", 2)] == [ids[0], ids[1], ids[3]]
-        assert [s.scan_id for s in catalog.scans_to_infer("retroln", 2, limit=2)] == ids[:2]
-        assert [s.scan_id for s in catalog.scans_to_infer("retroln", 1, limit=3)] == [ids[0], ids[2], ids[3]]
+        assert catalog.scans_to_infer("retroln", 2) == [ids[0], ids[1], ids[3]]
+        assert catalog.scans_to_infer("retroln", 2, limit=2) == ids[:2]
+        assert catalog.scans_to_infer("retroln", 1, limit=3) == [ids[0], ids[2], ids[3]]
 
     def test_another_model_of_the_same_version_has_seen_nothing(self, catalog: Catalog):
         scan = prepared(catalog)
@@ -431,7 +431,7 @@ class TestResults:
         predict(catalog, scan, 1, [NODE, {**NODE, "label": 2}])
         assert catalog.scans_to_infer("retroln", 1) == []
         for model in ("a-model", "other", "z-model"):
-            assert [s.scan_id for s in catalog.scans_to_infer(model, 1)] == [scan.scan_id]
+            assert catalog.scans_to_infer(model, 1) == [scan.scan_id]
         assert [node.label for node in catalog.nodes_of(scan.scan_id)] == [1, 2]
         predict(catalog, scan, 1, model="other")
         assert [node.label for node in catalog.nodes_of(scan.scan_id)] == [1]
@@ -445,8 +445,8 @@ class TestResults:
         ]
         dataset = catalog.add_dataset(DatasetDraft(version="v", manifest_key="m", members=tuple(members)))
         left = catalog.scans_to_infer("retroln", 1, exclude_training_scans_of=dataset.dataset_id)
-        assert [s.case_id for s in left] == ["c1", "c2", "c0-later"]
-        assert again.scan_id in [s.scan_id for s in catalog.scans_to_infer("retroln", 1)]
+        assert list(catalog.case_ids(left).values()) == ["c1", "c2", "c0-later"]
+        assert again.scan_id in catalog.scans_to_infer("retroln", 1)
 
     def test_the_whole_story_of_a_case(self, catalog: Catalog):
         scan = prepared(catalog)

@@ -1,0 +1,70 @@
+"""Catalog, part claims: which worker has which scan in hand, for how long."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import ColumnElement, DateTime, Interval, delete, func, literal, or_, select
+from sqlalchemy.orm import Session
+
+from retroln.catalog.database import Database
+from retroln.catalog.models import Claim, Scan, utc_now
+from retroln.catalog.records import ClaimRecord, record_of
+from retroln.catalog.upsert import insert_into
+
+
+class ClaimQueries:
+    """Claims with a lease; each method is one transaction.
+
+    A worker that dies gives nothing back, so a claim ends by itself when its lease has run out. Leases
+    are measured by the database's clock (SQLite's is the machine's): the workers' clocks do not matter.
+    """
+
+    _database: Database
+
+    def claim(self, scan_id: int, owner: str, lease_s: float) -> bool:
+        """Take a scan in hand for `lease_s` seconds from now, or hold it so much longer.
+
+        Returns:
+            True if `owner` has it now: it was free, its own already, or the other's lease has run out.
+            Of many who ask at once, on any machine, exactly one hears True.
+
+        Raises:
+            ConflictError: no such scan.
+        """
+        with self._database.writing() as session:
+            now, table = _now(session), Claim.__table__
+            asked = insert_into(session, Claim).values(
+                scan_id=scan_id, owner=owner, expires_at=now + literal(timedelta(seconds=lease_s), Interval())
+            )
+            taken = asked.on_conflict_do_update(
+                index_elements=[table.c.scan_id],
+                set_={"owner": asked.excluded.owner, "expires_at": asked.excluded.expires_at},
+                where=or_(table.c.owner == owner, table.c.expires_at <= now),
+            )
+            return session.scalar(taken.returning(table.c.scan_id)) is not None
+
+    def release(self, scan_id: int, owner: str) -> None:
+        """Give a scan back; nothing happens if `owner` has it no longer."""
+        with self._database.writing() as session:
+            session.execute(delete(Claim).where(Claim.scan_id == scan_id, Claim.owner == owner))
+
+    def release_all(self, owner: str) -> int:
+        """Give back whatever a worker has, which is known to be dead; returns how many scans."""
+        with self._database.writing() as session:
+            freed = session.scalars(delete(Claim).where(Claim.owner == owner).returning(Claim.scan_id))
+            return len(freed.all())
+
+    def claims(self) -> list[ClaimRecord]:
+        """Every claim in scan order, also those whose lease has run out and that nobody took over."""
+        statement = select(Claim, Scan).join(Scan, Scan.id == Claim.scan_id).order_by(Claim.scan_id)
+        with self._database.reading() as session:
+            return [record_of(ClaimRecord, *row) for row in session.execute(statement).tuples()]
+
+
+def _now(session: Session) -> ColumnElement[Any]:
+    """The database's clock; read after waiting for a lock, unlike `now()`, which says when one began."""
+    if session.get_bind().dialect.name == "postgresql":
+        return func.clock_timestamp(type_=DateTime(timezone=True))
+    return literal(utc_now())

@@ -1,0 +1,72 @@
+"""Catalog, part ledger: what each run did with each case, noted by whichever worker did it."""
+
+from __future__ import annotations
+
+from sqlalchemy import func, select
+
+from retroln.catalog.accounting import CaseOutcome, Outcome
+from retroln.catalog.database import Database
+from retroln.catalog.models import RunOutcome
+from retroln.catalog.scans import clean
+from retroln.catalog.upsert import insert_into
+
+
+class LedgerQueries:
+    """Outcomes of runs; each method is one transaction."""
+
+    _database: Database
+
+    def note_outcome(self, run_id: int, *outcomes: CaseOutcome, replacing: bool = True) -> None:
+        """Write down what became of cases; noting the same again changes nothing.
+
+        Args:
+            run_id: the run that the worker works for.
+            outcomes: what became of cases.
+            replacing: a case that was done again takes its new outcome; False keeps what was noted
+                before, for an outcome that says no more than that nothing was done.
+
+        Raises:
+            ConflictError: no such run.
+        """
+        rows = [
+            {
+                "run_id": run_id,
+                "case_id": one.case_id,
+                "outcome": one.outcome.value,
+                "reason": one.reason,
+                "detail": clean(one.detail),
+            }
+            for one in outcomes
+        ]
+        if not rows:
+            return
+        with self._database.writing() as session:
+            noted = insert_into(session, RunOutcome)
+            keys = ["run_id", "case_id"]
+            if replacing:
+                changed = {name: noted.excluded[name] for name in ("outcome", "reason", "detail")}
+                session.execute(noted.on_conflict_do_update(index_elements=keys, set_=changed), rows)
+            else:
+                session.execute(noted.on_conflict_do_nothing(index_elements=keys), rows)
+
+    def outcomes_of(self, run_id: int, *outcomes: Outcome) -> list[CaseOutcome]:
+        """The run's cases with one of `outcomes` (none given: all), in case order."""
+        statement = select(RunOutcome).where(RunOutcome.run_id == run_id).order_by(RunOutcome.case_id)
+        if outcomes:
+            statement = statement.where(RunOutcome.outcome.in_(outcomes))
+        with self._database.reading() as session:
+            return [
+                CaseOutcome(row.case_id, Outcome(row.outcome), row.reason, row.detail)
+                for row in session.scalars(statement)
+            ]
+
+    def count_outcomes(self, run_id: int) -> dict[Outcome, int]:
+        """How many of the run's cases had each outcome, every outcome listed."""
+        statement = (
+            select(RunOutcome.outcome, func.count())
+            .where(RunOutcome.run_id == run_id)
+            .group_by(RunOutcome.outcome)
+        )
+        with self._database.reading() as session:
+            found = session.execute(statement).tuples()
+            return dict.fromkeys(Outcome, 0) | {Outcome(outcome): count for outcome, count in found}
