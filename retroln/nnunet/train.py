@@ -1,14 +1,16 @@
 """Preprocess and train folds. Training runs in a process of its own, so that it can be stopped.
 
-`python -m retroln.nnunet.train` is that process; `train_fold` starts and watches it.
+`retroln.nnunet.child` is that process; `train_fold` starts and watches it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,11 +19,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from retroln.errors import ConflictError, UserError
 from retroln.files import sha256_file, sha256_json, write_json
 from retroln.nnunet import bundle
+from retroln.nnunet.checkpoint import EPOCHS_FILE, INTERRUPTED, read_epochs, saved, write_epochs
 from retroln.nnunet.dataset import DATASET_ID, DATASET_NAME
 from retroln.nnunet.environment import Folders, activate, quiet
 from retroln.nnunet.plans import threads_for_processes
@@ -30,13 +33,31 @@ from retroln.settings import TrainSpec
 _LOG = logging.getLogger(__name__)
 _WEEK_S = 7 * 24 * 3600.0
 _POLL_S = 0.3
-_GRACE_S = 10.0
+_GRACE_S = 20.0  # for one iteration and a checkpoint; Kubernetes kills after 30
 # Threads that wait spin for some microseconds, then sleep: spinning on, they would take the cores from
 # each other on a busy machine. Sleeping at once made a demo iteration 1.15 times as long.
 _THREADS = {"GOMP_SPINCOUNT": "20000"}
 # glibc gives every large tensor's memory back at once and faults it in again, 1.08 times as long.
 _HEAP = {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": str(1 << 33)}
-_JOURNAL, _OUTPUT, _REQUEST = "epochs.jsonl", "training_output.txt", "request.json"
+_OUTPUT, REQUEST_FILE = "training_output.txt", "request.json"
+
+OnEpoch = Callable[[dict[str, Any]], None]
+
+
+class Keeper(Protocol):
+    """Carries a fold's resumable state between this machine and a place that outlives it.
+
+    Both are called while this process alone works in the fold's folder. Neither may raise for a
+    place that is away.
+    """
+
+    def restore(self, folder: Path) -> None:
+        """Bring state into the folder before training if it is further on than what lies there."""
+        ...
+
+    def keep(self, folder: Path, *, last: bool) -> None:
+        """Copy the state away, now and then, and when an interrupted training has ended (`last`)."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -47,7 +68,7 @@ class FoldResult:
         checkpoint: final weights.
         epochs: journal, one JSON object per line.
         seconds: wall time of this call; 0 epochs are trained if the fold was complete.
-        resumed_at: epoch that this call started with.
+        resumed_at: epoch that this call started with; the number of epochs if the fold was complete.
     """
 
     fold: int
@@ -60,12 +81,16 @@ class FoldResult:
 def preprocess(folders: Folders, plans_id: str, processes: int = 1) -> None:
     """Resample and normalise the raw dataset as planned, and write it for fast random access.
 
+    The dataset's description is laid beside the plans first: only nnU-Net's own planner does that.
+
     Raises:
         UserError: a worker process died, most likely for want of memory.
     """
     from nnunetv2.preprocessing.preprocessors import default_preprocessor as module
 
     activate(folders.root)
+    description = folders.raw / DATASET_NAME / "dataset.json"
+    shutil.copyfile(description, folders.preprocessed / DATASET_NAME / "dataset.json")
     try:
         with quiet(), threads_for_processes(module, processes):
             preprocessor = module.DefaultPreprocessor(verbose=False)
@@ -84,29 +109,52 @@ def train_fold(
     plans_id: str,
     fold: int,
     spec: TrainSpec,
-    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    on_epoch: OnEpoch | None = None,
+    *,
+    keeper: Keeper | None = None,
     timeout_s: float = _WEEK_S,
 ) -> FoldResult:
     """Train one fold to its end in a process of its own; a fold that was interrupted goes on.
 
     A complete fold with the same data, plans and spec is not trained again; one with others starts
-    over. `on_epoch` is called here, in order, with each line of the journal that this call adds.
+    over. `on_epoch` is called here, in order, with each line of the journal that this call adds. An
+    exception that reaches the caller meanwhile (a signal, an error in `on_epoch`) lets the process
+    save what it has, and goes on its way.
 
     Raises:
         UserError: the process died (memory is named), failed, or ran out of `timeout_s`.
         ConflictError: another process trains this fold.
+        IntegrityError: the checkpoint is not the one that training wrote.
     """
     started = time.monotonic()
-    folder = bundle.model_folder(folders, plans_id) / f"fold_{fold}"
+    folder = fold_folder(folders, plans_id, fold)
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder) as lock:
+        if keeper:
+            keeper.restore(folder)
         _start_over_if_changed(folder, _request(folders, plans_id, fold, spec))
         resumed_at = _resume_epoch(folder)
         if not (folder / bundle.CHECKPOINT).is_file():
-            with _child(folders, folder, lock, spec) as process:
-                _watch(process, folder, resumed_at, on_epoch, started + timeout_s)
+            with _kept(keeper, folder) as keep, _child(folders, folder, lock, spec) as process:
+                _watch(process, folder, on_epoch, keep, started + timeout_s)
     seconds = time.monotonic() - started
-    return FoldResult(fold, folder / bundle.CHECKPOINT, folder / _JOURNAL, seconds, resumed_at)
+    return FoldResult(fold, folder / bundle.CHECKPOINT, folder / EPOCHS_FILE, seconds, resumed_at)
+
+
+def fold_folder(folders: Folders, plans_id: str, fold: int) -> Path:
+    """Where a fold's files lie on this machine."""
+    return bundle.model_folder(folders, plans_id) / f"fold_{fold}"
+
+
+@contextmanager
+def _kept(keeper: Keeper | None, folder: Path) -> Iterator[Callable[[], None]]:
+    """Something to call now and then; an exception has the keeper take the last state away."""
+    try:
+        yield (lambda: keeper.keep(folder, last=False)) if keeper else (lambda: None)
+    except BaseException:
+        if keeper:
+            keeper.keep(folder, last=True)
+        raise
 
 
 @contextmanager
@@ -137,28 +185,25 @@ _SPEC_FIELDS = ("profile", "epochs", "iterations", "validation_iterations", "dev
 
 
 def _start_over_if_changed(folder: Path, request: dict[str, Any]) -> None:
-    recorded = folder / _REQUEST
+    recorded = folder / REQUEST_FILE
     known = json.loads(recorded.read_bytes()) if recorded.is_file() else None
     if known is not None and sha256_json(known) != sha256_json(request):
         _LOG.warning("%s was trained with other data or settings and is trained anew", folder)
-        for pattern in ("*.pth", "*.sha256", _JOURNAL):
+        for pattern in ("*.pth", "*.sha256", EPOCHS_FILE):
             for stale in folder.glob(pattern):
                 stale.unlink()
     write_json(recorded, request)
 
 
 def _resume_epoch(folder: Path) -> int:
-    """Epochs already in the journal, if there is a checkpoint to go on from."""
-    saved = [folder / "checkpoint_latest.pth", folder / bundle.CHECKPOINT]
-    return len(_lines(folder / _JOURNAL)) if any(file.is_file() for file in saved) else 0
-
-
-def _lines(journal: Path) -> list[dict[str, Any]]:
-    """Whole lines only; the last may still be being written."""
-    if not journal.is_file():
-        return []
-    text = journal.read_text()
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    """Whole epochs behind what is there; later lines of the journal are cut, they will come again."""
+    journal = folder / EPOCHS_FILE
+    if (folder / bundle.CHECKPOINT).is_file():
+        return len(read_epochs(journal))
+    found = saved(folder)
+    epochs = found.epochs if found else 0
+    write_epochs(journal, read_epochs(journal)[:epochs])
+    return epochs
 
 
 @contextmanager
@@ -166,7 +211,7 @@ def _child(folders: Folders, folder: Path, lock: int, spec: TrainSpec) -> Iterat
     """The training process. It holds the fold's lock too, so an orphan keeps others out until it ends."""
     with (folder / _OUTPUT).open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "retroln.nnunet.train", str(folders.root), str(folder)],
+            [sys.executable, "-m", "retroln.nnunet.child", str(folders.root), str(folder)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -183,12 +228,14 @@ def _child(folders: Folders, folder: Path, lock: int, spec: TrainSpec) -> Iterat
 def _watch(
     process: subprocess.Popen[bytes],
     folder: Path,
-    told: int,
-    on_epoch: Callable[[dict[str, Any]], None] | None,
+    on_epoch: OnEpoch | None,
+    keep: Callable[[], None],
     deadline: float,
 ) -> None:
+    told = len(read_epochs(folder / EPOCHS_FILE))
     while process.poll() is None:
         told = _tell(folder, told, on_epoch)
+        keep()
         if time.monotonic() > deadline:
             raise UserError("training ran out of time", file=folder, fix="train again: it resumes")
         time.sleep(_POLL_S)
@@ -197,8 +244,8 @@ def _watch(
         raise _death(process.returncode, folder)
 
 
-def _tell(folder: Path, told: int, on_epoch: Callable[[dict[str, Any]], None] | None) -> int:
-    lines = _lines(folder / _JOURNAL)
+def _tell(folder: Path, told: int, on_epoch: OnEpoch | None) -> int:
+    lines = read_epochs(folder / EPOCHS_FILE)
     if on_epoch is not None:
         for line in lines[told:]:
             on_epoch(line)
@@ -206,16 +253,14 @@ def _tell(folder: Path, told: int, on_epoch: Callable[[dict[str, Any]], None] | 
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End the process and the data loaders that it started; nothing happens if they are gone."""
-    for sign in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, sign)
-        except ProcessLookupError:
-            break
-        try:
+    """Let the process save and end, then end what is left of its group, such as its data loaders."""
+    if process.poll() is None:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_GRACE_S)
-        except subprocess.TimeoutExpired:
-            continue
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _death(returncode: int, folder: Path) -> UserError:
@@ -224,47 +269,10 @@ def _death(returncode: int, folder: Path) -> UserError:
     memory = returncode in (-signal.SIGKILL, 128 + signal.SIGKILL) or "out of memory" in output.lower()
     if memory or "MemoryError" in output:
         what, fix = "training ran out of memory", "free memory or use a larger machine, then train again"
+    elif returncode == INTERRUPTED:
+        what, fix = "training was told to stop and saved what it had", "train again: it resumes"
     elif returncode < 0:
         what, fix = f"training was ended by {signal.Signals(-returncode).name}", "train again: it resumes"
     else:
         what, fix = "training failed", f"look at {folder / _OUTPUT}"
     return UserError(what, file=folder, got=f"exit status {returncode}, {tail}", fix=fix)
-
-
-def _device(name: str) -> Any:
-    import torch
-
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("no CUDA device", expected="a GPU that torch can use", fix="device=auto or cpu")
-    is_cuda = name == "cuda" or (name == "auto" and torch.cuda.is_available())
-    return torch.device("cuda" if is_cuda else "cpu")
-
-
-def _train_here(root: Path, folder: Path) -> None:
-    """The child's work: train the fold that `request.json` describes, from its last checkpoint."""
-    parent = os.getppid()
-    folders = activate(root)
-    request = json.loads((folder / _REQUEST).read_bytes())
-    spec = TrainSpec.model_validate(request["spec"])
-    if spec.profile == "demo":
-        os.environ["nnUNet_n_proc_DA"] = "0"  # noqa: SIM112 (nnU-Net spells it so)
-
-    import numpy as np
-    import torch
-
-    from retroln.nnunet.trainer import RetroLNTrainer, parent_lives
-
-    base = folders.preprocessed / DATASET_NAME
-    plans = json.loads((base / f"{request['plans_id']}.json").read_bytes())
-    described = json.loads((base / "dataset.json").read_bytes())
-    trainer = RetroLNTrainer(plans, bundle.CONFIGURATION, request["fold"], described, _device(spec.device))
-    trainer.apply(spec)
-    trainer.may_go_on = parent_lives(parent)
-    start = trainer.resume()
-    np.random.seed((spec.seed + start) % 2**32)  # noqa: NPY002 (nnU-Net's loaders draw from the global one)
-    torch.manual_seed(spec.seed + start)
-    trainer.run_training()
-
-
-if __name__ == "__main__":
-    _train_here(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -17,14 +17,13 @@ from typing import Any
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from retroln.errors import IntegrityError
-from retroln.files import atomic_path, sha256_file, write_bytes
+from retroln.files import atomic_path, sha256_file
+from retroln.nnunet import checkpoint
 from retroln.nnunet.bundle import CHECKPOINT
+from retroln.nnunet.checkpoint import EPOCHS_FILE, INTERRUPTED, LATEST
 from retroln.nnunet.plans import PROFILE_KEY
 from retroln.settings import TrainSpec
 
-EPOCHS_FILE = "epochs.jsonl"
-LATEST = "checkpoint_latest.pth"
 _DEMO_LR, _DEMO_WEIGHT_DECAY = 2e-3, 1e-2
 _LEFT_RIGHT = (2,)  # array axes are z, y, x
 
@@ -106,12 +105,18 @@ class RetroLNTrainer(nnUNetTrainer):  # type: ignore[misc]
         return ComposeTransforms([MirrorTransform(allowed_axes=_LEFT_RIGHT), *stock.transforms])
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """One step of the stock trainer, in bf16 where the demo runs on a CPU."""
+        """One step of the stock trainer, in bf16 where the demo runs on a CPU.
+
+        Raises:
+            SystemExit: training may not go on; what it has is saved, and the status is `INTERRUPTED`.
+        """
+        self._leave_if_told()
         with self._faster(batch):
             return dict(super().train_step(batch))
 
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """One validation batch, in the same arithmetic as training."""
+        """One validation batch, in the same arithmetic as training; `SystemExit` as in `train_step`."""
+        self._leave_if_told()
         with self._faster(batch):
             return dict(super().validation_step(batch))
 
@@ -133,13 +138,21 @@ class RetroLNTrainer(nnUNetTrainer):  # type: ignore[misc]
         return lambda outputs, targets: loss([output.float() for output in outputs], targets)
 
     def on_epoch_end(self) -> None:
-        """Checkpoint, then one line in the journal: what is in the journal can be resumed."""
+        """Checkpoint, then one line in the journal; `resume` adds the line that a crash in between loses."""
         epoch = self.current_epoch
         super().on_epoch_end()
         with (self.folder / EPOCHS_FILE).open("a") as stream:
             stream.write(json.dumps(self._figures(epoch)) + "\n")
-        if not self.may_go_on():
-            raise SystemExit("the process that started this training is gone")
+
+    def _leave_if_told(self) -> None:
+        """Save between two iterations and exit. The epoch counts as not begun, and is done again later."""
+        if self.may_go_on():
+            return
+        for values in self.logger.get_checkpoint().values():
+            del values[self.current_epoch :]
+        self.current_epoch -= 1  # nnU-Net stores the number after this one
+        self.save_checkpoint(str(self.folder / LATEST))
+        raise SystemExit(INTERRUPTED)
 
     def _figures(self, epoch: int) -> dict[str, Any]:
         def value(name: str) -> float:
@@ -163,7 +176,7 @@ class RetroLNTrainer(nnUNetTrainer):  # type: ignore[misc]
             return
         with atomic_path(target) as partial:
             super().save_checkpoint(str(partial))
-            _record(target, sha256_file(partial))
+            checkpoint.record(target, sha256_file(partial), self.current_epoch + 1)
 
     def _save_weights(self, target: Path) -> None:
         network = getattr(self.network, "_orig_mod", self.network)
@@ -183,11 +196,12 @@ class RetroLNTrainer(nnUNetTrainer):  # type: ignore[misc]
         Raises:
             IntegrityError: the checkpoint is not the one that this trainer wrote.
         """
-        latest = self.folder / LATEST
-        if latest.is_file():
-            _require_recorded(latest)
-            self.load_checkpoint(str(latest))
-        _cut_journal(self.folder / EPOCHS_FILE, self.current_epoch)
+        if found := checkpoint.saved(self.folder):
+            self.load_checkpoint(str(found.path))
+        journal = self.folder / EPOCHS_FILE
+        kept = checkpoint.read_epochs(journal)[: self.current_epoch]
+        lost = [self._figures(epoch) for epoch in range(len(kept), self.current_epoch)]
+        checkpoint.write_epochs(journal, kept + lost)
         return int(self.current_epoch)
 
     def plot_network_architecture(self) -> None:
@@ -197,33 +211,3 @@ class RetroLNTrainer(nnUNetTrainer):  # type: ignore[misc]
 def parent_lives(parent: int) -> Callable[[], bool]:
     """Whether this process still has the parent that started it."""
     return lambda: os.getppid() == parent
-
-
-def _hashes(checkpoint: Path) -> list[str]:
-    record = checkpoint.with_suffix(".sha256")
-    return record.read_text().split() if record.is_file() else []
-
-
-def _record(checkpoint: Path, sha256: str) -> None:
-    """Note the coming hash before the last one: a crash in between leaves both valid."""
-    kept = [sha256, *_hashes(checkpoint)[:1]]
-    write_bytes(checkpoint.with_suffix(".sha256"), "\n".join(kept).encode())
-
-
-def _require_recorded(checkpoint: Path) -> None:
-    got = sha256_file(checkpoint)
-    recorded = _hashes(checkpoint)
-    if got not in recorded:
-        raise IntegrityError(
-            "checkpoint is not the one that training wrote",
-            file=checkpoint,
-            expected=" or ".join(recorded) or "a recorded sha256",
-            got=got,
-            fix="delete the fold's folder to train it from the start",
-        )
-
-
-def _cut_journal(journal: Path, epochs: int) -> None:
-    """Keep the first `epochs` lines: later ones will be trained again."""
-    lines = journal.read_text().splitlines() if journal.is_file() else []
-    write_bytes(journal, "".join(line + "\n" for line in lines[:epochs]).encode())

@@ -96,7 +96,6 @@ def settings(request, tmp_path, embedded):
         mlflow_artifacts=str(embedded / "artifacts"),
         work_dir=tmp_path / "work",
         model_name=f"m-{tmp_path.name}",
-        _env_file=None,
     )
 
 
@@ -286,7 +285,7 @@ def test_an_outage_neither_stops_training_nor_loses_an_epoch(tmp_path, caplog):
     server = MlflowServer(tmp_path)
     server.start()
     try:
-        settings = Settings(mlflow_uri=server.uri, work_dir=tmp_path / "work", _env_file=None)
+        settings = Settings(mlflow_uri=server.uri, work_dir=tmp_path / "work")
         with training_run(settings, name="outage", params={}) as run:
             run.log_epoch({"epoch": 0, "train_loss": 1.0})
             server.stop()
@@ -306,7 +305,7 @@ def test_an_outage_neither_stops_training_nor_loses_an_epoch(tmp_path, caplog):
 
 def test_no_server_is_one_clear_error(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    settings = Settings(mlflow_uri=f"http://127.0.0.1:{_free_port()}", work_dir=tmp_path, _env_file=None)
+    settings = Settings(mlflow_uri=f"http://127.0.0.1:{_free_port()}", work_dir=tmp_path)
     with pytest.raises(UserError, match=r"check that MLflow at http://127\.0\.0\.1"):
         start(settings, name="x", params={})
 
