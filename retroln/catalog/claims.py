@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, DateTime, Interval, delete, func, literal,
 from sqlalchemy.orm import Session
 
 from retroln.catalog.database import Database
-from retroln.catalog.models import Claim, Scan, utc_now
+from retroln.catalog.models import Claim, Scan, UtcDateTime, utc_now
 from retroln.catalog.records import ClaimRecord, record_of
 from retroln.catalog.upsert import insert_into
 
@@ -34,10 +34,8 @@ class ClaimQueries:
             ConflictError: no such scan.
         """
         with self._database.writing() as session:
-            now, table = _now(session), Claim.__table__
-            asked = insert_into(session, Claim).values(
-                scan_id=scan_id, owner=owner, expires_at=now + literal(timedelta(seconds=lease_s), Interval())
-            )
+            (now, expires_at), table = _now_and_in(lease_s, session), Claim.__table__
+            asked = insert_into(session, Claim).values(scan_id=scan_id, owner=owner, expires_at=expires_at)
             taken = asked.on_conflict_do_update(
                 index_elements=[table.c.scan_id],
                 set_={"owner": asked.excluded.owner, "expires_at": asked.excluded.expires_at},
@@ -63,8 +61,13 @@ class ClaimQueries:
             return [record_of(ClaimRecord, *row) for row in session.execute(statement).tuples()]
 
 
-def _now(session: Session) -> ColumnElement[Any]:
-    """The database's clock; read after waiting for a lock, unlike `now()`, which says when one began."""
+def _now_and_in(lease_s: float, session: Session) -> tuple[ColumnElement[Any], ColumnElement[Any]]:
+    """This moment and the one `lease_s` later, by the database's clock.
+
+    It is read after waiting for a lock, unlike `now()`, which says when the waiting began.
+    """
+    lease = timedelta(seconds=lease_s)
     if session.get_bind().dialect.name == "postgresql":
-        return func.clock_timestamp(type_=DateTime(timezone=True))
-    return literal(utc_now())
+        now = func.clock_timestamp(type_=DateTime(timezone=True))
+        return now, now + literal(lease, Interval())
+    return literal(utc_now(), UtcDateTime()), literal(utc_now() + lease, UtcDateTime())

@@ -35,8 +35,8 @@ def riding_out(call: Callable[[], Result], patience_s: float) -> Result:
             now = time.monotonic()
             if deadline is None:
                 deadline = now + patience_s
-                log.warning("%s; trying again for up to %g s", error, patience_s)
             if now >= deadline:
                 raise
+            log.warning("%s; trying again for up to %.0f s", error, deadline - now)
             time.sleep(min(pause_s, deadline - now))
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
