@@ -21,6 +21,8 @@ _COMMANDS = {
     "infer": "pipeline",
     "promote": "review",
     "rollback": "review",
+    "reconcile": "review",
+    "audit": "review",
     "status": "state",
     "requeue": "state",
     "doctor": "doctor",

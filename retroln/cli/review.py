@@ -1,6 +1,9 @@
-"""Promotion and the way back."""
+"""Promotion, the way back, and the record of both."""
 
 from __future__ import annotations
+
+import json
+from dataclasses import asdict
 
 import click
 
@@ -21,8 +24,7 @@ def promote(version: int, reviewer: str | None, comment: str | None, reject: boo
     from retroln.steps import promote as step
 
     settings = Settings()
-    decision = step.check(settings, version)
-    for check in decision.checks:
+    for check in step.check(settings, version).checks:
         click.echo(f"{'pass' if check.passed else 'FAIL'}  {check.name}: {check.got} (needed {check.needed})")
     if only_check:
         return
@@ -32,8 +34,8 @@ def promote(version: int, reviewer: str | None, comment: str | None, reject: boo
         step.reject(settings, version, reviewer=reviewer, comment=comment)
         click.echo(f"version {version} is rejected")
         return
-    step.promote(settings, version, reviewer=reviewer, comment=comment)
-    click.echo(f"version {version} is champion")
+    decision = step.promote(settings, version, reviewer=reviewer, comment=comment)
+    click.echo(f"version {decision.version} is champion")
 
 
 @click.command()
@@ -44,3 +46,46 @@ def rollback(reviewer: str, comment: str) -> None:
     from retroln.steps import promote as step
 
     click.echo(f"version {step.rollback(Settings(), reviewer=reviewer, comment=comment)} is champion again")
+
+
+@click.command()
+def reconcile() -> None:
+    """Let the registry follow the audit, and decide the version approved in MLflow."""
+    from retroln.steps.reconcile import reconcile as step
+
+    found = step(Settings())
+    for remark in found.remarks:
+        click.echo(f"note: {remark}")
+    if found.decision:
+        click.echo(f"version {found.decision.version} is promoted (audit row {found.decision.audit_id})")
+    for version, reason in found.refused:
+        click.echo(f"version {version} is refused: {reason}")
+    if found.waiting:
+        click.echo(f"an approval waits: {found.waiting}")
+    if found.current:
+        click.echo(f"champion: version {found.current.version} (audit row {found.current.audit_id})")
+    else:
+        click.echo("champion: none")
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON list with every field.")
+def audit(as_json: bool) -> None:
+    """Show every decision on the model, oldest first: who, when, why, and the gate figures."""
+    from retroln.steps.review import in_words
+    from retroln.steps.workspace import open_workspace
+
+    settings = Settings()
+    rows = open_workspace(settings).catalog.audits(settings.model_name)
+    if as_json:
+        click.echo(json.dumps([asdict(row) for row in rows], default=str, indent=2))
+        return
+    for row in rows:
+        before = "none" if row.previous_version is None else row.previous_version
+        link = "" if row.follows is None else f", follows {row.follows or 'nothing'}"
+        click.echo(
+            f"{row.audit_id}  {row.at:%Y-%m-%d %H:%M}Z  {row.action} {row.version} (before: {before}{link})"
+        )
+        click.echo(f"    {row.reviewer}: {row.comment}")
+        if figures := in_words(row.gate):
+            click.echo(f"    {figures}")

@@ -3,24 +3,45 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from retroln.catalog.records import DatasetRecord
 from retroln.errors import ConflictError, GateError, NotFoundError
 from retroln.metrics import gate
-from retroln.metrics.gate import GateDecision
+from retroln.metrics.gate import GateCheck, GateDecision
 from retroln.settings import Settings, TrainSpec
+from retroln.steps import champion
 from retroln.steps.evaluate import Evaluation, figures
+from retroln.steps.review import Words
 from retroln.steps.train import test_hash
 from retroln.steps.workspace import Workspace, open_workspace
-from retroln.tracking.registry import Alias, MlflowRegistry
 
 SUMMARY_TAG = "test.summary"
 TEST_HASH_TAG = "test.hash"
 DATASET_TAG = "dataset.version"
 SPEC_TAG = "train.spec"
-WITHDRAWN_TAG = "review.withdrawn"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A promotion that was written down and carried out.
+
+    Attributes:
+        audit_id: its row in the audit.
+        action: "promote".
+        version: the champion now.
+        previous: the champion before, None for the first.
+        gate: the gates that it passed.
+    """
+
+    audit_id: int
+    action: str
+    version: int
+    previous: int | None
+    gate: GateDecision
 
 
 def find_trained(settings: Settings, spec: TrainSpec, record: DatasetRecord) -> int | None:
@@ -55,122 +76,152 @@ def register(
 
 
 def check(settings: Settings, version: int) -> GateDecision:
-    """Apply the gates to a version against the present champion; changes nothing."""
-    workspace = open_workspace(settings)
-    registry = workspace.registry
-    tags = registry.tags(version)
-    if SUMMARY_TAG not in tags:
-        raise GateError(f"version {version} has no test figures", fix="register versions by `retroln train`")
-    champion = registry.get_alias("champion")
-    rival = registry.tags(champion) if champion not in (None, version) else None
-    record = workspace.catalog.dataset(tags[DATASET_TAG])
-    return gate.decide(
-        json.loads(tags[SUMMARY_TAG]),
-        json.loads(rival[SUMMARY_TAG]) if rival else None,
-        settings.gates,
-        candidate_test_hash=tags[TEST_HASH_TAG],
-        champion_test_hash=rival[TEST_HASH_TAG] if rival else None,
-        train_patients=workspace.catalog.train_patients(),
-        test_patients=_patients(record, "test"),
-    )
-
-
-def _patients(record: DatasetRecord, role: str) -> frozenset[str]:
-    return frozenset(member.patient_id for member in record.members if member.role == role)
-
-
-def promote(settings: Settings, version: int, *, reviewer: str, comment: str) -> GateDecision:
-    """Make an approved version the champion if its gates pass; the old champion becomes `previous`.
+    """Apply the gates to a version against the present champion; changes nothing.
 
     Raises:
-        GateError: a gate fails; the refusal is in the audit and on the version.
+        NotFoundError: no such version.
     """
     workspace = open_workspace(settings)
-    registry = workspace.registry
-    champion = registry.get_alias("champion")
-    if champion == version:
+    last = champion.current(workspace.catalog.audits(settings.model_name))
+    return _judge(workspace, version, last.version if last else None)
+
+
+def promote(settings: Settings, version: int, *, reviewer: str, comment: str) -> Decision:
+    """Make a version the champion if its gates pass; the old champion becomes `previous`.
+
+    Whatever stops this after the audit row is written, the next `follow_audit` finishes.
+
+    Raises:
+        UserError: reviewer or comment is empty.
+        GateError: a gate fails; the refusal is in the audit and on the version.
+        ConflictError: the version is the champion already, or another decision came first.
+        NotFoundError: no such version.
+    """
+    words = Words.of(reviewer, comment)
+    workspace = open_workspace(settings)
+    champion.carry_out(workspace)
+    last = champion.current(workspace.catalog.audits(settings.model_name))
+    previous = last.version if last else None
+    if previous == version:
         raise ConflictError(f"version {version} is the champion already", fix="nothing to do")
-    decision = check(settings, version)
-    action = "promote" if decision.passed else "refuse"
-    _audit(workspace, action, version, champion, reviewer, comment, decision)
-    registry.set_tag(version, "review.decision", "approved" if decision.passed else "refused by gates")
-    registry.set_tag(version, "review.reviewer", reviewer)
-    registry.set_tag(version, "review.comment", comment)
-    _drop_aliases(registry, version, "approved")
-    if not decision.passed:
-        raise GateError(f"version {version} fails its gates", got=_failed(decision), fix="train a better one")
-    if champion is not None:
-        registry.set_alias("previous", champion)
-    registry.set_alias("champion", version)
-    registry.set_tag(version, WITHDRAWN_TAG, "false")
-    _drop_aliases(registry, version, "candidate")
-    return decision
+    gates = _judge(workspace, version, previous)
+    action = "promote" if gates.passed else "refuse"
+    follows = last.audit_id if last else 0
+    audit_id = _decide(workspace, action, version, previous, words, gates, follows)
+    if not gates.passed:
+        raise GateError(
+            f"version {version} fails its gates", got="; ".join(gates.failures), fix="train a better one"
+        )
+    return Decision(audit_id, action, version, previous, gates)
 
 
 def reject(settings: Settings, version: int, *, reviewer: str, comment: str) -> None:
     """Record that a person rejected a version; it stays in the registry without an alias.
 
     Raises:
+        UserError: reviewer or comment is empty.
         ConflictError: the version is the champion, which only a rollback takes away.
+        NotFoundError: no such version.
     """
+    words = Words.of(reviewer, comment)
     workspace = open_workspace(settings)
-    registry = workspace.registry
-    champion = registry.get_alias("champion")
-    if champion == version:
+    champion.carry_out(workspace)
+    workspace.registry.version(version)
+    last = champion.current(workspace.catalog.audits(settings.model_name))
+    if last and last.version == version:
         raise ConflictError(f"version {version} is the champion", fix="take it back with `retroln rollback`")
-    _audit(workspace, "reject", version, champion, reviewer, comment, None)
-    registry.set_tag(version, "review.decision", "rejected")
-    registry.set_tag(version, "review.reviewer", reviewer)
-    registry.set_tag(version, "review.comment", comment)
-    _drop_aliases(registry, version, "approved", "candidate", "previous")
+    _decide(workspace, "reject", version, last.version if last else None, words)
 
 
 def rollback(settings: Settings, *, reviewer: str, comment: str) -> int:
-    """Put `previous` back as champion in one step and mark the present champion withdrawn."""
+    """Put the version before back as champion in one step and mark the present one withdrawn.
+
+    Raises:
+        UserError: reviewer or comment is empty.
+        NotFoundError: there is no step back.
+        ConflictError: another decision came first.
+    """
+    words = Words.of(reviewer, comment)
     workspace = open_workspace(settings)
-    registry = workspace.registry
-    champion, previous = registry.get_alias("champion"), registry.get_alias("previous")
-    if champion is None or previous is None:
+    champion.carry_out(workspace)
+    rows = workspace.catalog.audits(settings.model_name)
+    last, back = champion.current(rows), champion.way_back(rows)
+    if last is None or back is None:
         raise NotFoundError(
             "there is no previous champion",
-            expected="aliases champion and previous",
-            got=f"champion {champion}, previous {previous}",
+            expected="a promotion that replaced a champion",
+            got=f"last moved by audit row {last.audit_id}, {last.action}" if last else "no promotion",
             fix="promote a version with `retroln promote`",
         )
-    _audit(workspace, "rollback", previous, champion, reviewer, comment, None)
-    registry.set_tag(champion, WITHDRAWN_TAG, "true")
-    registry.set_alias("champion", previous)
-    registry.delete_alias("previous")
-    return previous
+    workspace.registry.version(back)
+    _decide(workspace, "rollback", back, last.version, words, follows=last.audit_id)
+    return back
 
 
-def _drop_aliases(registry: MlflowRegistry, version: int, *aliases: Alias) -> None:
-    """Remove those of `aliases` that point to `version`; another version keeps its own."""
-    for alias in aliases:
-        if registry.get_alias(alias) == version:
-            registry.delete_alias(alias)
-
-
-def _audit(
+def _decide(
     workspace: Workspace,
     action: str,
     version: int,
     previous: int | None,
-    reviewer: str,
-    comment: str,
-    decision: GateDecision | None,
-) -> None:
-    gate_figures: dict[str, Any] = decision.to_dict() if decision else {}
-    workspace.catalog.add_audit(
+    words: Words,
+    gates: GateDecision | None = None,
+    follows: int | None = None,
+) -> int:
+    """The audit row first, then the registry after it; returns the row's id."""
+    audit_id = workspace.catalog.add_audit(
         action=action,
         model_name=workspace.settings.model_name,
         version=version,
         previous_version=previous,
-        reviewer=reviewer,
-        comment=comment,
-        gate=gate_figures,
+        reviewer=words.reviewer,
+        comment=words.comment,
+        gate=gates.to_dict() if gates else {},
+        follows=follows,
+    )
+    champion.carry_out(workspace, decided=previous if action == "rollback" else version)
+    return audit_id
+
+
+def _judge(workspace: Workspace, version: int, rival: int | None) -> GateDecision:
+    """The gates; what makes it impossible to apply them is a gate that fails."""
+    tags = workspace.registry.tags(version)
+    try:
+        candidate = _figures(tags, f"version {version}")
+        other = None if rival in (None, version) else _tags_of_champion(workspace, rival)
+        beaten = _figures(other, f"champion {rival}") if other is not None else None
+        record = _dataset(workspace, tags)
+    except GateError as error:
+        return GateDecision((GateCheck("test_figures", False, error.what, "figures of `retroln train`"),))
+    return gate.decide(
+        candidate,
+        beaten,
+        workspace.settings.gates,
+        candidate_test_hash=tags.get(TEST_HASH_TAG, ""),
+        champion_test_hash=other.get(TEST_HASH_TAG) if other is not None else None,
+        train_patients=workspace.catalog.train_patients(),
+        test_patients=frozenset(m.patient_id for m in record.members if m.role == "test"),
     )
 
 
-def _failed(decision: GateDecision) -> str:
-    return ", ".join(f"{c.name} {c.got} (needed {c.needed})" for c in decision.checks if not c.passed)
+def _figures(tags: Mapping[str, str], who: str) -> dict[str, Any]:
+    try:
+        found = json.loads(tags.get(SUMMARY_TAG, ""))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise GateError(f"{who} has no test figures")
+    return found
+
+
+def _tags_of_champion(workspace: Workspace, version: int | None) -> dict[str, str]:
+    try:
+        return workspace.registry.tags(version or 0)
+    except NotFoundError as error:
+        raise GateError(f"champion {version} is gone from the registry; roll back first") from error
+
+
+def _dataset(workspace: Workspace, tags: Mapping[str, str]) -> DatasetRecord:
+    try:
+        return workspace.catalog.dataset(tags.get(DATASET_TAG, ""))
+    except NotFoundError as error:
+        raise GateError("its dataset is not in this catalog") from error

@@ -80,9 +80,18 @@ class MlflowRegistry:
             )
         return int(made.version)
 
+    def aliases(self) -> dict[str, int]:
+        """Every alias that is set, with its version, as of one moment; empty without a model."""
+        try:
+            with translated(self.connection.uri):
+                model = self.connection.client.get_registered_model(self.name)
+        except NotFoundError:
+            return {}
+        return {alias: int(version) for alias, version in (model.aliases or {}).items()}
+
     def get_alias(self, alias: Alias) -> int | None:
         """Version an alias points to, or None when it is not set."""
-        return self._aliases().get(alias)
+        return self.aliases().get(alias)
 
     def set_alias(self, alias: Alias, version: int) -> None:
         """Point an alias to a version.
@@ -113,6 +122,19 @@ class MlflowRegistry:
         with translated(self.connection.uri):
             self.connection.client.set_model_version_tag(self.name, str(version), name, value)
 
+    def delete_tag(self, version: int, name: str) -> None:
+        """Remove one tag of a version; one that is not set is left so. `bundle_sha256` stays.
+
+        Raises:
+            ConflictError: somebody tries to remove the recorded sha256.
+            NotFoundError: no such version.
+        """
+        if name == SHA_TAG:
+            raise ConflictError(f"tag {SHA_TAG} is fixed at registration", fix="register a new version")
+        if name in self.tags(version):
+            with translated(self.connection.uri):
+                self.connection.client.delete_model_version_tag(self.name, str(version), name)
+
     def tags(self, version: int) -> dict[str, str]:
         """Every tag of a version."""
         return self.version(version).tags
@@ -123,13 +145,13 @@ class MlflowRegistry:
         Raises:
             NotFoundError: no such version.
         """
-        return self._record(self._mlflow_version(version), self._aliases())
+        return self._record(self._mlflow_version(version), self.aliases())
 
     def versions(self) -> list[ModelVersion]:
         """Every version, the newest first; empty when the model was never registered."""
         with translated(self.connection.uri):
             found = self.connection.client.search_model_versions(f"name = '{self.name}'", max_results=1000)
-        aliases = self._aliases()
+        aliases = self.aliases()
         return sorted((self._record(v, aliases) for v in found), key=lambda v: -v.version)
 
     def fetch(self, version: int, dest: Path) -> Path:
@@ -198,14 +220,6 @@ class MlflowRegistry:
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-
-    def _aliases(self) -> dict[str, int]:
-        try:
-            with translated(self.connection.uri):
-                model = self.connection.client.get_registered_model(self.name)
-        except NotFoundError:
-            return {}
-        return {alias: int(version) for alias, version in (model.aliases or {}).items()}
 
     def _mlflow_version(self, version: int) -> Any:
         try:

@@ -1,0 +1,164 @@
+"""The champion as the audit has it, and the registry made to say the same.
+
+The audit is the truth. Aliases and review tags in MLflow are its image: a decision writes its row first,
+and everything after that is done here, as often as needed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+
+from retroln.catalog.records import AuditRecord
+from retroln.settings import Settings
+from retroln.steps import review
+from retroln.steps.workspace import Workspace, open_workspace
+from retroln.tracking.registry import Alias, ModelVersion
+
+RECONCILER = "reconcile"
+"""Who stands in the audit for a champion that was put back."""
+_TRIES = 10  # each further one means that somebody else decided in between
+_log = logging.getLogger(__name__)
+
+
+def current(rows: Sequence[AuditRecord]) -> AuditRecord | None:
+    """The last row that moved the champion; None before the first promotion."""
+    return next((row for row in reversed(rows) if row.moves_champion), None)
+
+
+def way_back(rows: Sequence[AuditRecord]) -> int | None:
+    """The version that a rollback would restore: whom the last promotion replaced, unless rejected since."""
+    last = current(rows)
+    if last is None or last.action != "promote":
+        return None
+    rejected = (r.version for r in rows if r.action == "reject" and r.audit_id > last.audit_id)
+    return None if last.previous_version in rejected else last.previous_version
+
+
+def about(rows: Sequence[AuditRecord], version: int) -> list[AuditRecord]:
+    """The decisions about one version, oldest first; a rollback is about the version it took back."""
+    return [row for row in rows if row.action in review.DECIDED and _subject(row) == version]
+
+
+def follow_audit(settings: Settings) -> list[str]:
+    """Make aliases and review tags say what the audit says; returns what had been changed by hand.
+
+    What a crash left unfinished is finished without a word. A champion that no decision names is put
+    back (or removed, before the first promotion), with an audit row `restore`.
+
+    Raises:
+        UnavailableError: MLflow or the catalog does not answer.
+    """
+    return carry_out(open_workspace(settings))
+
+
+def carry_out(workspace: Workspace, decided: int | None = None) -> list[str]:
+    """`follow_audit`; the version just `decided` loses its approval, whoever gave it."""
+    remarks = _move_aliases(workspace)
+    _finish_marks(workspace, decided)
+    for remark in remarks:
+        _log.warning(remark)
+    return remarks
+
+
+def _move_aliases(workspace: Workspace) -> list[str]:
+    remarks: list[str] = []
+    for _ in range(_TRIES):
+        # Aliases before rows: a decision writes its row before it moves an alias, so an alias that
+        # was moved by right has its row in what is read next.
+        versions = {v.version: v for v in workspace.registry.versions()}
+        rows = workspace.catalog.audits(workspace.settings.model_name)
+        wanted, gone = _wanted(rows, versions)
+        found = {alias: v.version for v in versions.values() for alias in v.aliases}
+        if all(found.get(alias) == version for alias, version in wanted.items()):
+            return remarks + gone
+        remarks += _put_right(workspace, versions, rows, wanted, found)
+    return [*remarks, "aliases champion and previous do not stay as the audit has them; look who moves them"]
+
+
+def _wanted(
+    rows: Sequence[AuditRecord], versions: Mapping[int, ModelVersion]
+) -> tuple[dict[Alias, int | None], list[str]]:
+    """Where the aliases belong, `previous` first, and what to say of a version that was deleted."""
+    last = current(rows)
+    wanted: dict[Alias, int | None] = {"previous": way_back(rows), "champion": last.version if last else None}
+    gone = [
+        f"{alias} is version {version} by the audit, but the registry has no such version any more"
+        for alias, version in wanted.items()
+        if version is not None and version not in versions
+    ]
+    return {alias: v if v in versions else None for alias, v in wanted.items()}, gone
+
+
+def _put_right(
+    workspace: Workspace,
+    versions: Mapping[int, ModelVersion],
+    rows: Sequence[AuditRecord],
+    wanted: Mapping[Alias, int | None],
+    found: Mapping[str, int],
+) -> list[str]:
+    last, remarks = current(rows), []
+    finished = last is None or _is_finished(last, versions)
+    for alias, version in wanted.items():
+        old = found.get(alias)
+        if old == version:
+            continue
+        known = (last.previous_version,) if alias == "champion" and last else (old,)
+        if finished or old not in known:
+            remarks.append(f"alias {alias} pointed to {_named(old)} by hand; put back to {_named(version)}")
+            if alias == "champion":
+                _record_restore(workspace, version, old, last)
+        if version is None:
+            workspace.registry.delete_alias(alias)
+        else:
+            workspace.registry.set_alias(alias, version)
+    return remarks
+
+
+def _is_finished(last: AuditRecord, versions: Mapping[int, ModelVersion]) -> bool:
+    """Whether the aliases had followed this row before: the tags that come after them say so.
+
+    Without this, an alias put back by hand to the version before would look like a crash before the move.
+    """
+    subject = _subject(last)
+    return subject in versions and review.is_marked(versions[subject].tags, last)
+
+
+def _record_restore(
+    workspace: Workspace, version: int | None, old: int | None, last: AuditRecord | None
+) -> None:
+    reason = f"audit row {last.audit_id} says {_named(version)}" if last else "nothing was ever promoted"
+    workspace.catalog.add_audit(
+        action="restore",
+        model_name=workspace.settings.model_name,
+        version=version or 0,
+        previous_version=old,
+        reviewer=RECONCILER,
+        comment=f"alias champion pointed to {_named(old)} without a decision; {reason}",
+    )
+
+
+def _finish_marks(workspace: Workspace, decided: int | None) -> None:
+    """Write the tags of decisions that are not on their version yet."""
+    registry = workspace.registry
+    versions = registry.versions()
+    rows = workspace.catalog.audits(workspace.settings.model_name)
+    for version in versions:
+        unmarked = [r for r in about(rows, version.version) if not review.is_marked(version.tags, r)]
+        if not unmarked:
+            continue
+        asked = review.read(version.tags, None)
+        words = review.said(asked.reviewer, asked.comment)
+        answered = words in [review.said(r.reviewer, r.comment) for r in unmarked]
+        consume = answered or version.version == decided
+        if "approved" in version.aliases and not asked.missing and not consume:
+            continue  # a person asked anew since; that review is decided on its own
+        review.mark(registry, version.version, unmarked[-1], consume=consume)
+
+
+def _subject(row: AuditRecord) -> int | None:
+    return row.previous_version if row.action == "rollback" else row.version
+
+
+def _named(version: int | None) -> str:
+    return "no version" if version is None else f"version {version}"
