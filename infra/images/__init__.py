@@ -1,0 +1,1 @@
+"""What the containers run that the local stack does not need."""

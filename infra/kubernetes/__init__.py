@@ -1,0 +1,1 @@
+"""Manifests and job templates for Kubernetes, and their check."""
