@@ -40,16 +40,16 @@ def recorded(checkpoint: Path) -> dict[str, int]:
     return {words[0]: int(words[1]) for words in map(str.split, _record_lines(checkpoint)) if len(words) == 2}
 
 
-def check(checkpoint: Path, *, told_by: Path | None = None) -> Saved:
+def check(checkpoint: Path, *, copy_of: Path | None = None) -> Saved:
     """The checkpoint, if training wrote exactly these bytes. A checkpoint is a pickle: check before loading.
 
     Args:
-        told_by: name of the checkpoint in whose record to look, when this is a copy of it.
+        copy_of: the checkpoint in whose record to look, when `checkpoint` is a copy.
 
     Raises:
         IntegrityError: its hash is not recorded.
     """
-    got, known = sha256_file(checkpoint), recorded(told_by or checkpoint)
+    got, known = sha256_file(checkpoint), recorded(copy_of or checkpoint)
     if got not in known:
         raise IntegrityError(
             "checkpoint is not the one that training wrote",
@@ -68,7 +68,7 @@ def saved(folder: Path) -> Saved | None:
 
 
 def read_epochs(journal: Path) -> list[dict[str, Any]]:
-    """Whole lines only; the last may still be being written. None without a file."""
+    """Whole lines only; the last may still be being written. Empty without a file."""
     if not journal.is_file():
         return []
     text = journal.read_text()

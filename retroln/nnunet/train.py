@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 from retroln.errors import ConflictError, UserError
 from retroln.files import sha256_file, sha256_json, write_json
@@ -47,16 +47,21 @@ OnEpoch = Callable[[dict[str, Any]], None]
 class Keeper(Protocol):
     """Carries a fold's resumable state between this machine and a place that outlives it.
 
-    Both are called while this process alone works in the fold's folder. Neither may raise for a
-    place that is away.
+    Both are called while this process alone works in the fold's folder.
     """
 
     def restore(self, folder: Path) -> None:
-        """Bring state into the folder before training if it is further on than what lies there."""
+        """Bring state into the folder before training if it is further on than what lies there.
+
+        State of other data or settings does no harm: it is thrown away.
+        """
         ...
 
     def keep(self, folder: Path, *, last: bool) -> None:
-        """Copy the state away, now and then, and when an interrupted training has ended (`last`)."""
+        """Copy the state away, now and then, and when an interrupted training has ended (`last`).
+
+        It never raises for a place that is away: training goes on without.
+        """
         ...
 
 
@@ -130,9 +135,11 @@ def train_fold(
     folder = fold_folder(folders, plans_id, fold)
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder) as lock:
+        request = _request(folders, plans_id, fold, spec)
+        _start_over_if_changed(folder, request)
         if keeper:
             keeper.restore(folder)
-        _start_over_if_changed(folder, _request(folders, plans_id, fold, spec))
+            _start_over_if_changed(folder, request)
         resumed_at = _resume_epoch(folder)
         if not (folder / bundle.CHECKPOINT).is_file():
             with _kept(keeper, folder) as keep, _child(folders, folder, lock, spec) as process:
@@ -159,14 +166,24 @@ def _kept(keeper: Keeper | None, folder: Path) -> Iterator[Callable[[], None]]:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[int]:
+    """The fold's lock. A process whose parent died saves and ends within the grace, so wait for it."""
+    deadline = time.monotonic() + _GRACE_S
     with (folder / ".lock").open("w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConflictError(
-                "this fold is being trained by another process", file=folder, fix="wait for it"
-            ) from error
+        while not _is_mine(stream):
+            if time.monotonic() > deadline:
+                raise ConflictError(
+                    "this fold is being trained by another process", file=folder, fix="wait for it"
+                )
+            time.sleep(_POLL_S)
         yield stream.fileno()
+
+
+def _is_mine(lock: TextIO) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _request(folders: Folders, plans_id: str, fold: int, spec: TrainSpec) -> dict[str, Any]:

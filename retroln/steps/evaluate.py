@@ -14,7 +14,7 @@ from retroln.anatomy import baseline, nodes, roi
 from retroln.catalog.records import DatasetRecord
 from retroln.imaging import nifti
 from retroln.imaging.volume import Volume
-from retroln.metrics.evaluate import CaseScore, Summary, score_case, summarise
+from retroln.metrics.evaluate import CaseScore, NodeScore, Summary, score_case, summarise
 from retroln.settings import Settings
 from retroln.steps.workspace import open_workspace
 
@@ -30,7 +30,7 @@ class Evaluation:
 
 
 def evaluate_bundle(settings: Settings, bundle_dir: Path, record: DatasetRecord) -> Evaluation:
-    """Score a trained bundle; it sees the CT crop alone."""
+    """Score a trained bundle on this machine's GPU, or its CPU; it sees the CT crop alone."""
     from retroln.engine.warm import predictor_for
 
     predictor = predictor_for(bundle_dir, "auto")
@@ -64,6 +64,22 @@ def _score(settings: Settings, scan_id: int, case_id: str, patient_id: str, dete
     return score_case(case_id, patient_id, truth, nodes.instances(predicted), mask.grid.spacing_mm, axes)
 
 
+def to_json(evaluation: Evaluation) -> dict[str, Any]:
+    """Every case's score and the summary, as plain values."""
+    return {"cases": [score.to_dict() for score in evaluation.scores], "summary": figures(evaluation)}
+
+
+def from_json(content: dict[str, Any]) -> Evaluation:
+    """The evaluation that `to_json` wrote; the summary follows from the cases."""
+    scores = tuple(_case_score(case) for case in content["cases"])
+    return Evaluation(scores, summarise(scores))
+
+
 def figures(evaluation: Evaluation) -> dict[str, Any]:
     """The summary as plain values for MLflow, tags and tables."""
     return evaluation.summary.to_dict()
+
+
+def _case_score(case: dict[str, Any]) -> CaseScore:
+    plain = {name: value for name, value in case.items() if name not in ("n_nodes", "nodes")}
+    return CaseScore(**plain, nodes=tuple(NodeScore(**node) for node in case["nodes"]))

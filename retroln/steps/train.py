@@ -1,25 +1,17 @@
-"""Train: freeze a dataset version, train its folds, score the locked test set, register a candidate."""
+"""Freeze a dataset version: who trains, in which fold, and who is locked away for testing."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from retroln.catalog.records import CropRecord, DatasetDraft, DatasetRecord, MemberDraft, ScanRecord
 from retroln.errors import GateError
 from retroln.files import sha256_json
-from retroln.imaging import intensity, nifti
-from retroln.nnunet import bundle, dataset, environment, plans, splits, train
+from retroln.nnunet import environment, splits
 from retroln.settings import RoiSpec, Settings, TrainSpec
 from retroln.steps.workspace import Workspace, open_workspace
-from retroln.tracking.runs import TrainingRun
 
-Result = TypeVar("Result")
-OnEpoch = Callable[[dict[str, Any]], None]
 Labelled = list[tuple[ScanRecord, CropRecord]]
 
 
@@ -121,66 +113,6 @@ def test_hash(record: DatasetRecord) -> str:
     )
 
 
-def train_dataset(
-    settings: Settings,
-    spec: TrainSpec,
-    record: DatasetRecord,
-    run: TrainingRun,
-    on_epoch: OnEpoch | None = None,
-) -> Path:
-    """Plan, preprocess and train the folds of a dataset version; returns the bundle's folder.
-
-    Every epoch is logged to `run`; test cases never reach nnU-Net's folders.
-    """
-    workspace = open_workspace(settings)
-    root = settings.work_dir / "nnunet" / f"{record.version[:16]}-{spec.profile}"
-    folders = environment.activate(root)
-    dataset.write_raw(folders, _raw_cases(workspace, record, root / "crops"))
-    plans_id = _apart(plans.plan, folders, spec.profile, settings.processes)
-    _apart(train.preprocess, folders, plans_id, settings.processes)
-    splits.write_splits(folders.preprocessed / dataset.DATASET_NAME, _folds(record))
-    for fold in spec.folds:
-        _train_fold(run, folders, plans_id, fold, spec, on_epoch)
-    contract = bundle.Contract(
-        hu=settings.hu,
-        roi=settings.roi,
-        versions=environment.versions(),
-        dataset_version=record.version,
-        min_probability=spec.min_probability,
-        min_finding_mm3=spec.min_finding_mm3,
-        stand_in=spec.stand_in,
-    )
-    return bundle.make(root / "bundle", folders, plans_id, spec.folds, contract).path
-
-
-def _apart(function: Callable[..., Result], *arguments: Any) -> Result:
-    """Call in a fresh process: nnU-Net forks workers, which must not inherit an orchestrator's threads."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
-
-
-def _raw_cases(workspace: Workspace, record: DatasetRecord, folder: Path) -> list[dataset.RawCase]:
-    """Training crops scaled as the contract says; test cases never reach nnU-Net's folders."""
-    folder.mkdir(parents=True, exist_ok=True)
-    cases = []
-    for member in record.members:
-        if member.role != "train":
-            continue
-        crop = workspace.catalog.crop_of(member.scan_id)
-        ct_path, label_path = folder / f"{member.case_id}_ct.nii.gz", folder / f"{member.case_id}_mask.nii.gz"
-        workspace.store.get_file(crop.ct_key, ct_path)
-        workspace.store.get_file(str(crop.mask_key), label_path)
-        ct, mask = nifti.read(ct_path), nifti.read_labels(label_path)
-        nifti.write(ct_path, intensity.scale(ct.array, workspace.settings.hu), ct.grid)
-        nifti.write(label_path, (mask.array > 0).astype("uint8"), mask.grid)
-        cases.append(dataset.RawCase(member.case_id, ct_path, label_path, member.patient_id))
-    return cases
-
-
-def _folds(record: DatasetRecord) -> dict[str, int]:
-    return {m.case_id: m.fold for m in record.members if m.role == "train" and m.fold is not None}
-
-
 def parameters(settings: Settings, spec: TrainSpec, record: DatasetRecord) -> dict[str, Any]:
     """What the MLflow run states as its parameters."""
     roles = [member.role for member in record.members]
@@ -193,22 +125,3 @@ def parameters(settings: Settings, spec: TrainSpec, record: DatasetRecord) -> di
         "dataset.train_cases": roles.count("train"),
         "dataset.test_cases": roles.count("test"),
     }
-
-
-def _train_fold(
-    run: Any,
-    folders: environment.Folders,
-    plans_id: str,
-    fold: int,
-    spec: TrainSpec,
-    on_epoch: OnEpoch | None,
-) -> None:
-    def tell(epoch: dict[str, Any]) -> None:
-        figures = {name: value for name, value in epoch.items() if name != "epoch"}
-        run.log_epoch(
-            {f"fold{fold}.{name}": value for name, value in figures.items()} | {"epoch": epoch["epoch"]}
-        )
-        if on_epoch:
-            on_epoch({**epoch, "fold": fold, "epochs": spec.epochs})
-
-    train.train_fold(folders, plans_id, fold, spec, tell)
