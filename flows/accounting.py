@@ -1,39 +1,70 @@
-"""How every flow ends: a stored, shown, balanced accounting and a state that tells the truth."""
+"""How every flow ends: a stored, shown, balanced accounting and a state and name that tell the truth."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any
+from uuid import UUID
 
 from prefect import runtime
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from retroln.catalog.accounting import Accounting, CaseOutcome
+from retroln.catalog.accounting import Accounting, CaseOutcome, Outcome
 from retroln.settings import Settings
-from retroln.steps.runs import Run
-from tasks.policy import show_accounting
+from retroln.steps.outages import riding_out
+from retroln.steps.runs import Backlog, Run
+from tasks import events
+from tasks.artifacts import show_accounting
 
-Item = TypeVar("Item")
+DAY_S = 24 * 3600
 
 
 def begin(settings: Settings, flow: str, parameters: dict[str, Any]) -> Run:
-    """Record the run under Prefect's own run id."""
-    return Run.begin(settings, flow, parameters, external_id=runtime.flow_run.get_id())
+    """Record the run under Prefect's own run id; a run that is started again goes on."""
+    external_id = runtime.flow_run.get_id()
+    return riding_out(lambda: Run.begin(settings, flow, parameters, external_id), settings.patience_s)
+
+
+def settle(run: Run, stage: str, backlog: Backlog) -> State[Accounting]:
+    """End a run whose shards wrote to the ledger."""
+    accounting, shown = riding_out(lambda: run.settle(backlog), run.settings.patience_s)
+    remarks = [f"{count} of the skipped: {reason}" for reason, count in backlog.notes.items() if count]
+    return end(run, stage, accounting, shown, remarks)
 
 
 def finish(run: Run, stage: str, outcomes: Sequence[CaseOutcome]) -> State[Accounting]:
-    """Store and show the accounting; failed cases make the flow Failed, held ones a named Completed."""
-    accounting = run.finish(outcomes)
-    show_accounting(stage, accounting, outcomes)
+    """End a run that has every outcome in hand."""
+    accounting = riding_out(lambda: run.finish(outcomes), run.settings.patience_s)
+    return end(run, stage, accounting, outcomes)
+
+
+def end(
+    run: Run,
+    stage: str,
+    accounting: Accounting,
+    outcomes: Sequence[CaseOutcome],
+    remarks: Sequence[str] = (),
+) -> State[Accounting]:
+    """Show the accounting; failed cases make the flow Failed, held ones a Completed that says so."""
+    show_accounting(stage, accounting, outcomes, remarks)
+    reasons = Counter(str(o.reason) for o in outcomes if o.outcome is Outcome.QUARANTINED)
+    if reasons:
+        events.cases_quarantined(run.settings, stage, sum(reasons.values()), dict(reasons))
     message = f"{accounting.done} done, {accounting.skipped} skipped, {accounting.quarantined} quarantined"
+    rename(f"{stage}: {message}" + (f", {accounting.failed} failed" if accounting.failed else ""))
     if accounting.failed:
-        names = ", ".join(o.case_id for o in outcomes if o.outcome.value == "failed")
+        failed = [o.case_id for o in outcomes if o.outcome is Outcome.FAILED]
+        names = ", ".join(failed[:20]) + (" and others" if len(failed) > 20 else "")
         return Failed(message=f"{message}, {accounting.failed} failed: {names}", data=accounting)
     name = "Quarantined" if accounting.quarantined else "Completed"
     return Completed(name=name, message=message, data=accounting)
 
 
-def shards(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
-    """Consecutive pieces of at most `size` items."""
-    return [items[start : start + size] for start in range(0, len(items), size)]
+def rename(name: str) -> None:
+    """Let the run's name in Prefect's lists say what it did."""
+    if flow_run_id := runtime.flow_run.get_id():
+        with get_client(sync_client=True) as client:
+            client.update_flow_run(UUID(flow_run_id), name=name)

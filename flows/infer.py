@@ -5,20 +5,40 @@ from __future__ import annotations
 from prefect import flow
 from prefect.client.schemas.objects import State
 
-from flows.accounting import begin, finish, shards
+from flows.accounting import DAY_S, begin, settle
+from flows.fan_out import fan_out
+from flows.shard import told
 from retroln.catalog.accounting import Accounting
-from retroln.settings import Settings
 from retroln.steps import infer as step
-from tasks.stages import fetch_champion, infer_shard
+from tasks import stages
+from tasks.policy import settings_in_use
+from tasks.results import show_results
 
 
-@flow(name="infer", validate_parameters=False)
-def infer(settings: Settings | None = None) -> State[Accounting]:
-    """Label maps on the delivered grid, nodes and case pages for new CT; scans trained on are skipped."""
-    settings = settings or Settings()
-    model = fetch_champion(settings)
+@flow(name="infer", flow_run_name="infer", timeout_seconds=DAY_S)
+def infer(shard_size: int | None = None, dask_address: str | None = None) -> State[Accounting]:
+    """Label maps on the delivered grid, nodes and case pages for new CT; scans trained on are skipped.
+
+    Args:
+        shard_size: Cases per shard; empty takes RETROLN_SHARD_SIZE.
+        dask_address: Address of a Dask scheduler to use instead of the work pool, e.g. tcp://dask:8786.
+    """
+    settings = settings_in_use()
+    model = stages.fetch_champion(settings)
+    size = shard_size or settings.shard_size
     with begin(settings, "infer", {"model": model.name, "version": model.version}) as run:
-        outcomes = step.untouched(settings, model)
-        for shard in shards(step.scans_left(settings, model), settings.shard_size):
-            outcomes += infer_shard(settings, model, shard, run.run_id)
-        return finish(run, "infer", outcomes)
+        backlog = step.backlog(settings, model)
+        fan_out(run, backlog, task=stages.infer_shard, stage="infer", size=size, dask_address=dask_address)
+        show_results(settings, run.run_id, model.version)
+        return settle(run, "infer", backlog)
+
+
+@flow(name="infer-shard", timeout_seconds=DAY_S)
+def infer_shard(run_id: int, scan_ids: list[int]) -> State[None]:
+    """Run the champion over some scans of a run. Started by the flow infer.
+
+    Args:
+        run_id: The catalog's run that these scans are counted in, and that names the model's version.
+        scan_ids: Scans to infer; those that another worker has or finished are skipped.
+    """
+    return told(stages.infer_shard(settings_in_use(), tuple(scan_ids), run_id))

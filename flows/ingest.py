@@ -5,18 +5,31 @@ from __future__ import annotations
 from prefect import flow
 from prefect.client.schemas.objects import State
 
-from flows.accounting import begin, finish, shards
-from retroln.catalog.accounting import Accounting
-from retroln.settings import Settings
+from flows.accounting import DAY_S, begin, finish
+from retroln.catalog.accounting import Accounting, Outcome
+from tasks import events
+from tasks.artifacts import Progress
+from tasks.policy import settings_in_use
 from tasks.stages import ingest_shard, list_source
 
 
-@flow(name="ingest", validate_parameters=False)
-def ingest(settings: Settings | None = None) -> State[Accounting]:
-    """Validate, hash, canonicalise and record the CT that has arrived; unchanged cases are skipped."""
-    settings = settings or Settings()
-    with begin(settings, "ingest", {"source_uri": settings.source_uri}) as run:
+@flow(name="ingest", flow_run_name="ingest", timeout_seconds=DAY_S)
+def ingest(shard_size: int | None = None) -> State[Accounting]:
+    """Validate, hash, canonicalise and record the CT that has arrived; unchanged cases are skipped.
+
+    Args:
+        shard_size: Cases per task; empty takes RETROLN_SHARD_SIZE.
+    """
+    settings = settings_in_use()
+    size = shard_size or settings.shard_size
+    with begin(settings, "ingest", {"source_uri": settings.source_uri, "shard_size": size}) as run:
+        entries = list_source(settings)
+        progress = Progress("ingest-progress", len(entries), "cases through ingest")
         outcomes = []
-        for shard in shards(list_source(settings), settings.shard_size):
-            outcomes += ingest_shard(settings, tuple(shard), run.run_id)
-        return finish(run, "ingest", outcomes)
+        for first in range(0, len(entries), size):
+            outcomes += ingest_shard(settings, entries[first : first + size], run.run_id)
+            progress.reach(len(outcomes))
+        state = finish(run, "ingest", outcomes)
+        if done := sum(outcome.outcome is Outcome.DONE for outcome in outcomes):
+            events.scans_ingested(settings, done)
+        return state

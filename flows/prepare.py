@@ -5,20 +5,44 @@ from __future__ import annotations
 from prefect import flow
 from prefect.client.schemas.objects import State
 
-from flows.accounting import begin, finish, shards
+from flows.accounting import DAY_S, begin, settle
+from flows.fan_out import fan_out
+from flows.shard import told
 from retroln.catalog.accounting import Accounting
-from retroln.settings import Settings
 from retroln.steps import prepare as step
-from tasks.stages import prepare_shard
+from tasks import stages
+from tasks.policy import settings_in_use
 
 
-@flow(name="prepare", validate_parameters=False)
-def prepare(settings: Settings | None = None) -> State[Accounting]:
-    """Crop every ingested scan to the region referenced to L2; doubtful landmarks wait for a person."""
-    settings = settings or Settings()
-    with begin(settings, "prepare", {"roi": settings.roi.model_dump()}) as run:
-        left = step.scans_left(settings)
-        outcomes = step.untouched(settings)
-        for shard in shards(left, settings.shard_size):
-            outcomes += prepare_shard(settings, shard, run.run_id)
-        return finish(run, "prepare", outcomes)
+@flow(name="prepare", flow_run_name="prepare", timeout_seconds=DAY_S)
+def prepare(
+    shard_size: int | None = None, again: bool = False, dask_address: str | None = None
+) -> State[Accounting]:
+    """Crop every ingested scan to the region referenced to L2; doubtful landmarks wait for a person.
+
+    Args:
+        shard_size: Cases per shard; empty takes RETROLN_SHARD_SIZE.
+        again: Also cut anew what was cut by another region than the present one.
+        dask_address: Address of a Dask scheduler to use instead of the work pool, e.g. tcp://dask:8786.
+    """
+    settings = settings_in_use()
+    size = shard_size or settings.shard_size
+    with begin(settings, "prepare", {"roi": settings.roi.model_dump(), "again": again}) as run:
+        if again:
+            step.reopen(settings)
+        backlog = step.backlog(settings)
+        fan_out(
+            run, backlog, task=stages.prepare_shard, stage="prepare", size=size, dask_address=dask_address
+        )
+        return settle(run, "prepare", backlog)
+
+
+@flow(name="prepare-shard", timeout_seconds=DAY_S)
+def prepare_shard(run_id: int, scan_ids: list[int]) -> State[None]:
+    """Prepare some scans of a run. Started by the flow prepare.
+
+    Args:
+        run_id: The catalog's run that these scans are counted in.
+        scan_ids: Scans to prepare; those that another worker has or finished are skipped.
+    """
+    return told(stages.prepare_shard(settings_in_use(), tuple(scan_ids), run_id))

@@ -3,16 +3,81 @@
 from __future__ import annotations
 
 from prefect import flow
+from prefect.client.schemas.objects import State
+from prefect.flow_runs import suspend_flow_run
+from prefect.input import RunInput
+from prefect.states import Completed, Failed
+from pydantic import Field
 
+from flows.accounting import rename
+from retroln.errors import NotFoundError
 from retroln.metrics.gate import GateDecision
 from retroln.settings import Settings
-from tasks.stages import check_gates, promote_version
+from retroln.steps.workspace import open_workspace
+from retroln.tracking import links
+from tasks import events, stages
+from tasks.artifacts import show_link, show_text
+from tasks.policy import settings_in_use
+
+_WEEK_S = 7 * 24 * 3600
 
 
-@flow(name="promote", validate_parameters=False)
-def promote(version: int, reviewer: str, comment: str, settings: Settings | None = None) -> GateDecision:
-    """Make `version` the champion if its gates pass and `reviewer` says so."""
-    settings = settings or Settings()
-    decision = check_gates(settings, version)
-    promote_version(settings, version, reviewer, comment)
-    return decision
+class Review(RunInput):
+    """A reviewer's decision on a version."""
+
+    approve: bool = Field(description="On: make it champion. Off: reject it.")
+    reviewer: str = Field(min_length=1, description="Who decides, as it shall stand in the audit.")
+    comment: str = Field(min_length=1, description="Why, as it shall stand in the audit.")
+
+
+@flow(name="promote", flow_run_name="promote")
+def promote(version: int | None = None, review: Review | None = None) -> State[GateDecision]:
+    """Check the gates of a version, wait for a reviewer's decision, and make it champion.
+
+    Args:
+        version: Version of the model; empty takes the one under alias candidate.
+        review: The decision, when it has been taken already. Empty: the run suspends and asks.
+    """
+    settings = settings_in_use()
+    version = version or _candidate(settings)
+    gates = stages.check_gates(settings, version)
+    shown = _show(settings, version, gates)
+    if not gates.passed:
+        rename(f"promote: version {version} fails its gates")
+        return Failed(name="Refused", message=f"version {version} fails its gates", data=gates)
+    if review is None:
+        rename(f"promote: version {version} waits for a reviewer")
+        form = Review.with_initial_data(description=shown, approve=False)
+        review = suspend_flow_run(wait_for_input=form, timeout=_WEEK_S, key=f"review-{version}")
+    return _decide(settings, version, review, gates)
+
+
+def _candidate(settings: Settings) -> int:
+    version = open_workspace(settings).registry.get_alias("candidate")
+    if version is None:
+        raise NotFoundError("no version waits under alias candidate", fix="train one, or give its number")
+    return version
+
+
+def _decide(settings: Settings, version: int, review: Review, gates: GateDecision) -> State[GateDecision]:
+    if not review.approve:
+        stages.reject_version(settings, version, review.reviewer, review.comment)
+        rename(f"promote: version {version} rejected by {review.reviewer}")
+        return Completed(name="Rejected", message=f"by {review.reviewer}: {review.comment}", data=gates)
+    decision = stages.promote_version(settings, version, review.reviewer, review.comment)
+    events.model_promoted(settings, decision.version, decision.previous, decision.audit_id, decision.action)
+    rename(f"promote: version {version} is champion")
+    message = f"version {version} is champion, approved by {review.reviewer}"
+    return Completed(message=message, data=gates)
+
+
+def _show(settings: Settings, version: int, gates: GateDecision) -> str:
+    """Gate figures and links, as an artifact and above the form."""
+    rows = [f"| {c.name} | {c.got} | {c.needed} | {'pass' if c.passed else 'FAIL'} |" for c in gates.checks]
+    address = links.version_url(settings, version)
+    linked = f"\n\n[Version {version} in MLflow]({address})" if address else ""
+    text = f"### {settings.model_name} version {version}\n\n| gate | found | needed | |\n|---|---|---|---|\n"
+    text += "\n".join(rows) + linked
+    show_text("promote-gates", text)
+    show_link("mlflow-version", address, f"version {version} in MLflow")
+    return text

@@ -1,17 +1,39 @@
-"""What the tasks share: settings, progress and how to report accounting to Prefect."""
+"""What flows and tasks share: the settings in use, and listeners for progress on a terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.logging import get_run_logger
 
-from retroln.catalog.accounting import Accounting, CaseOutcome, Outcome
+from retroln.catalog.accounting import CaseOutcome, Outcome
+from retroln.settings import Settings
 
 listeners: list[Callable[[Any], None]] = []
 """Called in this process with every `CaseOutcome` and every epoch's figures: progress on a terminal."""
+
+_given: ContextVar[Settings | None] = ContextVar("settings", default=None)
+
+
+def settings_in_use() -> Settings:
+    """The settings of `using`, else those of the environment, as a worker's flow run has them.
+
+    Settings are no parameters of flows: Prefect stores parameters, and settings hold passwords.
+    """
+    return _given.get() or Settings()
+
+
+@contextmanager
+def using(settings: Settings) -> Iterator[None]:
+    """Run flows of this process with the given settings."""
+    token = _given.set(settings)
+    try:
+        yield
+    finally:
+        _given.reset(token)
 
 
 def publish(event: Any) -> None:
@@ -27,19 +49,10 @@ def log_outcome(outcome: CaseOutcome) -> None:
         get_run_logger().warning("%s %s: %s", outcome.case_id, outcome.outcome.value, outcome.detail)
 
 
-def show_accounting(stage: str, accounting: Accounting, outcomes: Sequence[CaseOutcome]) -> None:
-    """Table of held and failed cases plus the balanced sum, as artifacts of the run."""
-    create_markdown_artifact(
-        key=f"{stage}-accounting",
-        markdown=(
-            f"**{stage}**: {accounting.n_in} in = {accounting.done} done + {accounting.skipped} skipped"
-            f" + {accounting.quarantined} quarantined + {accounting.failed} failed"
-        ),
+def log_epoch(epoch: dict[str, Any]) -> None:
+    """Tell listeners, and write the epoch's figures to the run's log."""
+    publish(epoch)
+    figures = ", ".join(f"{k} {v:.3g}" for k, v in epoch.items() if isinstance(v, float))
+    get_run_logger().info(
+        "fold %s epoch %s/%s: %s", epoch["fold"], epoch["epoch"] + 1, epoch["epochs"], figures
     )
-    rows: list[dict[str, Any]] = [
-        {"case": o.case_id, "outcome": o.outcome.value, "reason": o.reason, "what to do": o.detail}
-        for o in outcomes
-        if o.outcome in (Outcome.QUARANTINED, Outcome.FAILED)
-    ]
-    if rows:
-        create_table_artifact(key=f"{stage}-held", table=rows)

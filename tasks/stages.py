@@ -1,23 +1,28 @@
-"""One task per shard or model step: a call into `retroln.steps` with retries and a timeout."""
+"""One task per shard or model step: a call into `retroln.steps` with retries and a timeout.
+
+Tasks that may run on another machine (Dask) take `settings=None`: they read their own.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from prefect import task
+from prefect import runtime, task
 from prefect.cache_policies import NO_CACHE
-from prefect.logging import get_run_logger
 
 from retroln.catalog.accounting import CaseOutcome
 from retroln.metrics.gate import GateDecision
 from retroln.settings import Settings, TrainSpec
-from retroln.steps import infer, ingest, prepare, promote, training
+from retroln.steps import infer, ingest, prepare, promote, reconcile, training
 from retroln.steps.cohort import CaseEntry
 from retroln.steps.infer import Model
-from retroln.steps.training import Candidate
-from tasks.policy import log_outcome, publish
+from retroln.steps.promote import Decision
+from retroln.steps.reconcile import Reconciled
+from retroln.steps.training import Candidate, Ticket
+from tasks.policy import log_epoch, log_outcome, settings_in_use
 
+OWNER = "flow-run/"
 _HOUR_S = 3600
 
 
@@ -34,22 +39,71 @@ def ingest_shard(settings: Settings, entries: tuple[CaseEntry, ...], run_id: int
 
 
 @task(retries=2, retry_delay_seconds=10, timeout_seconds=6 * _HOUR_S, cache_policy=NO_CACHE)
-def prepare_shard(settings: Settings, scan_ids: Sequence[int], run_id: int) -> list[CaseOutcome]:
+def prepare_shard(settings: Settings | None, scan_ids: Sequence[int], run_id: int) -> list[CaseOutcome]:
     """Prepare some scans in a process pool."""
-    return prepare.prepare(settings, scan_ids, run_id=run_id, on_outcome=log_outcome)
+    return prepare.prepare(
+        settings or settings_in_use(), scan_ids, run_id=run_id, owner=owner(), on_outcome=log_outcome
+    )
+
+
+@task(retries=2, retry_delay_seconds=10, timeout_seconds=6 * _HOUR_S, cache_policy=NO_CACHE)
+def infer_shard(settings: Settings | None, scan_ids: Sequence[int], run_id: int) -> list[CaseOutcome]:
+    """Run the champion over some scans with the network kept warm."""
+    settings = settings or settings_in_use()
+    model = infer.fetch_champion(settings)
+    return infer.infer(settings, model, scan_ids, run_id=run_id, owner=owner(), on_outcome=log_outcome)
+
+
+def owner() -> str:
+    """Under which name this run claims cases."""
+    return owner_of(runtime.flow_run.get_id())
+
+
+def owner_of(flow_run_id: Any) -> str:
+    """The name under which a flow run claims cases, from which others can see whether it lives."""
+    return f"{OWNER}{flow_run_id}"
+
+
+@task(retries=2, retry_delay_seconds=10, timeout_seconds=_HOUR_S, cache_policy=NO_CACHE)
+def fetch_champion(settings: Settings) -> Model:
+    """Bring the champion to this machine's disk."""
+    return infer.fetch_champion(settings)
 
 
 @task(cache_policy=NO_CACHE, tags=["training"])
 def train_candidate(settings: Settings, spec: TrainSpec) -> Candidate:
-    """Train and register a candidate; nnU-Net runs in a subprocess that resumes its checkpoint."""
-    logger = get_run_logger()
+    """Train and register a candidate here; nnU-Net runs in a subprocess that resumes its checkpoint."""
+    return training.train_candidate(settings, spec, on_epoch=log_epoch)
 
-    def tell(epoch: dict[str, Any]) -> None:
-        publish(epoch)
-        figures = ", ".join(f"{k} {v:.3g}" for k, v in epoch.items() if isinstance(v, float))
-        logger.info("fold %s epoch %s/%s: %s", epoch["fold"], epoch["epoch"] + 1, epoch["epochs"], figures)
 
-    return training.train_candidate(settings, spec, on_epoch=tell)
+@task(retries=2, retry_delay_seconds=10, cache_policy=NO_CACHE)
+def begin_training(settings: Settings, spec: TrainSpec) -> Candidate | Ticket:
+    """Freeze the dataset and open the MLflow run, or find that this was trained before."""
+    return training.begin(settings, spec)
+
+
+@task(cache_policy=NO_CACHE, tags=["training"])
+def train_fold(settings: Settings, ticket: Ticket, fold: int) -> None:
+    """Train one fold to its end, from its last checkpoint if there is one."""
+    training.train_fold(settings, ticket, fold, on_epoch=log_epoch)
+
+
+@task(retries=1, retry_delay_seconds=10, cache_policy=NO_CACHE)
+def score(settings: Settings, ticket: Ticket) -> None:
+    """Bundle the folds and score them on the locked test set."""
+    training.score(settings, ticket)
+
+
+@task(retries=2, retry_delay_seconds=10, cache_policy=NO_CACHE)
+def register(settings: Settings, ticket: Ticket) -> Candidate:
+    """Register the scored bundle as a candidate."""
+    return training.register(settings, ticket)
+
+
+@task(cache_policy=NO_CACHE)
+def abandon(settings: Settings, ticket: Ticket, error: Exception) -> None:
+    """Close the MLflow run of a training that failed."""
+    training.abandon(settings, ticket, error)
 
 
 @task(cache_policy=NO_CACHE)
@@ -59,18 +113,18 @@ def check_gates(settings: Settings, version: int) -> GateDecision:
 
 
 @task(cache_policy=NO_CACHE)
-def promote_version(settings: Settings, version: int, reviewer: str, comment: str) -> GateDecision:
+def promote_version(settings: Settings, version: int, reviewer: str, comment: str) -> Decision:
     """Move the champion after a person's approval."""
     return promote.promote(settings, version, reviewer=reviewer, comment=comment)
 
 
-@task(retries=2, retry_delay_seconds=10, timeout_seconds=_HOUR_S, cache_policy=NO_CACHE)
-def fetch_champion(settings: Settings) -> Model:
-    """Bring the champion to this machine's disk."""
-    return infer.fetch_champion(settings)
+@task(cache_policy=NO_CACHE)
+def reject_version(settings: Settings, version: int, reviewer: str, comment: str) -> None:
+    """Record a person's rejection."""
+    promote.reject(settings, version, reviewer=reviewer, comment=comment)
 
 
-@task(retries=2, retry_delay_seconds=10, timeout_seconds=6 * _HOUR_S, cache_policy=NO_CACHE)
-def infer_shard(settings: Settings, model: Model, scan_ids: Sequence[int], run_id: int) -> list[CaseOutcome]:
-    """Run the champion over some scans with the network kept warm."""
-    return infer.infer(settings, model, scan_ids, run_id=run_id, on_outcome=log_outcome)
+@task(retries=2, retry_delay_seconds=10, cache_policy=NO_CACHE)
+def reconcile_registry(settings: Settings) -> Reconciled:
+    """Decide what a reviewer approved, and make the registry follow the audit."""
+    return reconcile.reconcile(settings)

@@ -11,6 +11,7 @@ import pytest
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+os.environ["RETROLN_ENV_FILE"] = os.devnull  # a stack that runs on this machine is not the tests'
 
 from retroln.imaging import nifti
 from retroln.imaging.phantom import Phantom, PhantomSpec, make_phantom

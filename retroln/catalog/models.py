@@ -280,7 +280,10 @@ class Prediction(Base):
     """What one model version found in one scan."""
 
     __tablename__ = "predictions"
-    __table_args__ = (UniqueConstraint("scan_id", "model_name", "version"),)
+    __table_args__ = (
+        UniqueConstraint("scan_id", "model_name", "version"),
+        Index("ix_predictions_run_id", "run_id"),
+    )
     id: Mapped[int] = mapped_column(primary_key=True)
     scan_id: Mapped[int] = mapped_column(ForeignKey("scans.id"))
     run_id: Mapped[int | None] = mapped_column(ForeignKey("runs.id"))

@@ -132,6 +132,19 @@ class PredictionQueries:
         with self._database.reading() as session:
             return [_prediction_record(row) for row in session.scalars(_predictions((scan_id,)))]
 
+    def predictions_of_run(self, run_id: int, limit: int) -> list[tuple[str, PredictionRecord]]:
+        """Case id and prediction of at most `limit` scans that a run inferred, in case order."""
+        statement = (
+            select(Scan.case_id, Prediction)
+            .join(Scan, Scan.id == Prediction.scan_id)
+            .where(Prediction.run_id == run_id)
+            .order_by(Scan.case_id)
+            .limit(limit)
+        )
+        with self._database.reading() as session:
+            rows = session.execute(statement).tuples()
+            return [(case_id, _prediction_record(row)) for case_id, row in rows]
+
     def current_prediction(self, scan_id: int) -> PredictionRecord | None:
         """The prediction whose results are current; None when there is none."""
         with self._database.reading() as session:

@@ -90,6 +90,21 @@ class Run:
         again = {outcome.case_id for outcome in shown}
         return accounting, [one for one in backlog.held if one.case_id not in again] + shown
 
+    def unreported(self, scan_ids: Sequence[int]) -> tuple[int, ...]:
+        """Those of the scans of which no worker of this run has said anything yet, in the given order."""
+        catalog = open_workspace(self.settings).catalog
+        noted = {outcome.case_id for outcome in catalog.outcomes_of(self.run_id)}
+        names = catalog.case_ids(scan_ids)
+        return tuple(scan_id for scan_id in scan_ids if names[scan_id] not in noted)
+
+    def reported(self) -> int:
+        """How many cases this run's workers have said something of."""
+        return sum(open_workspace(self.settings).catalog.count_outcomes(self.run_id).values())
+
+    def cut_short(self) -> None:
+        """Record that the run ended without counting itself, say because its process was killed."""
+        open_workspace(self.settings).catalog.finish_run(self.run_id, None, "failed")
+
     def _store(self, accounting: Accounting) -> None:
         state = "failed" if accounting.failed else "completed"
         open_workspace(self.settings).catalog.finish_run(self.run_id, accounting, state)
@@ -101,7 +116,7 @@ class Run:
         if error is not None:
             # a pass that counted itself before stays as it is, and a catalog that is gone hides no error
             with suppress(RetroLNError):
-                open_workspace(self.settings).catalog.finish_run(self.run_id, None, "failed")
+                self.cut_short()
 
 
 def _count(catalog: Catalog, run_id: int, backlog: Backlog, left: set[str]) -> Accounting:

@@ -76,6 +76,10 @@ class ObjectStore(Protocol):
         """Store a small object; errors as `put_file`."""
         ...
 
+    def link(self, key: str, seconds: float) -> str:
+        """An address at which a browser can open the object, on S3 for `seconds` (7 days at most)."""
+        ...
+
     def delete(self, key: str) -> None:
         """Remove an object; removing what is not there is no error."""
         ...

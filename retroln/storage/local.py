@@ -87,6 +87,10 @@ class LocalStore:
         """As `ObjectStore.put_bytes`."""
         return self._put(BytesIO(data), key, if_absent)
 
+    def link(self, key: str, seconds: float) -> str:
+        """As `ObjectStore.link`: the file itself."""
+        return self._existing(key).as_uri()
+
     def delete(self, key: str) -> None:
         """As `ObjectStore.delete`."""
         path = self._path(key)

@@ -130,6 +130,11 @@ class S3Store:
         """As `ObjectStore.put_bytes`."""
         return self._upload(key, sha256_bytes(data), if_absent, BytesIO(data))
 
+    def link(self, key: str, seconds: float) -> str:
+        """As `ObjectStore.link`: whoever has the address may read this one object until it expires."""
+        place = {"Bucket": self._bucket, "Key": self._full(key)}
+        return str(self._client.generate_presigned_url("get_object", Params=place, ExpiresIn=int(seconds)))
+
     def delete(self, key: str) -> None:
         """As `ObjectStore.delete`."""
         full = self._full(key)

@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from retroln.catalog.accounting import Accounting, Outcome
+from retroln.catalog.accounting import Outcome
 from retroln.catalog.states import ScanState
 from retroln.errors import GateError
 from retroln.settings import RoiSpec, Settings, TrainSpec
@@ -98,8 +98,10 @@ def run_both(settings: Settings) -> dict[str, tuple[Outcome, str | None, str | N
     assert run.finish(outcomes).n_in == len(outcomes)
     verdicts.update({o.case_id: (o.outcome, o.reason, o.detail) for o in outcomes})
     run = Run.begin(settings, "prepare", {})
-    outcomes = prepare.prepare(settings, prepare.scans_left(settings), run_id=run.run_id)
-    assert isinstance(run.finish(outcomes), Accounting)
+    backlog = prepare.backlog(settings)
+    outcomes = prepare.prepare(settings, backlog.left, run_id=run.run_id, owner="test")
+    accounting, _ = run.settle(backlog)
+    assert accounting.n_in == len(outcomes) + backlog.skipped + len(backlog.held)
     verdicts.update({o.case_id: (o.outcome, o.reason, o.detail) for o in outcomes})
     return verdicts
 
@@ -237,7 +239,7 @@ def test_another_region_is_cut_when_a_person_asks(settings: Settings, deliver: C
         deliver(name, f"P-{name}")
     run_both(settings)
     wider = settings.model_copy(update={"roi": RoiSpec(lateral_mm=170.0)})
-    assert prepare.scans_left(wider) == []
+    assert prepare.backlog(wider).left == ()
     assert (prepare.reopen(wider), prepare.reopen(wider)) == (3, 0)
     assert run_both(wider)["CASE"][0] is Outcome.DONE
     scan = open_workspace(wider).catalog.current_scan("CASE")

@@ -18,6 +18,7 @@ from retroln.catalog.records import RunRecord
 from retroln.catalog.states import ScanState
 from retroln.settings import Settings
 from retroln.steps.workspace import open_workspace
+from tasks.policy import using
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -33,6 +34,11 @@ def _artifacts(client: SyncPrefectClient, flow_run_id: Any) -> dict[str, str]:
     of_run = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run_id]))
     found = client.read_artifacts(artifact_filter=of_run)
     return {str(artifact.key): str(artifact.data) for artifact in found}
+
+
+def _run(flow: Any, settings: Settings) -> Any:
+    with using(settings):
+        return flow(return_state=True)
 
 
 def _truncate(folder: Path) -> None:
@@ -54,7 +60,7 @@ def test_broken_case_ends_the_flow_quarantined_and_accounted_for(
 ) -> None:
     deliver("GOOD", "P1")
     _truncate(deliver("BAD", "P2"))
-    state = ingest(settings, return_state=True)
+    state = _run(ingest, settings)
     assert (state.type.value, state.name) == ("COMPLETED", "Quarantined")
     run = _last_run(settings)
     assert run.external_id == str(state.state_details.flow_run_id)
@@ -62,7 +68,7 @@ def test_broken_case_ends_the_flow_quarantined_and_accounted_for(
     assert _stored(run) == state.result() == Accounting(2, 1, 0, 1, 0)
     shown = _artifacts(client, state.state_details.flow_run_id)
     balance = "2 in = 1 done + 0 skipped + 1 quarantined + 0 failed"
-    assert balance in shown["ingest-accounting"]
+    assert balance in shown["ingest-summary"]
     assert "BAD" in shown["ingest-held"]
     assert "truncated" in shown["ingest-held"]
     assert client.read_flow_run(state.state_details.flow_run_id).state_name == "Quarantined"
@@ -72,10 +78,10 @@ def test_rerun_over_unchanged_cases_is_all_skipped(settings: Settings, deliver: 
     deliver("A", "P1")
     deliver("B", "P2")
     for flow in (ingest, prepare):
-        first = flow(settings, return_state=True)
+        first = _run(flow, settings)
         assert (first.name, first.result()) == ("Completed", Accounting(2, 2, 0, 0, 0))
     for flow in (ingest, prepare):
-        again = flow(settings, return_state=True)
+        again = _run(flow, settings)
         assert (again.name, again.result()) == ("Completed", Accounting(2, 0, 2, 0, 0))
         assert _stored(_last_run(settings)) == Accounting(2, 0, 2, 0, 0)
 
@@ -84,8 +90,8 @@ def test_shards_add_up(settings: Settings, deliver: Callable[..., Path]) -> None
     for number in range(3):
         deliver(f"C{number}", f"P{number}")
     small = settings.model_copy(update={"shard_size": 2})
-    assert ingest(small, return_state=True).result() == Accounting(3, 3, 0, 0, 0)
-    assert prepare(small, return_state=True).result() == Accounting(3, 3, 0, 0, 0)
+    assert _run(ingest, small).result() == Accounting(3, 3, 0, 0, 0)
+    assert _run(prepare, small).result() == Accounting(3, 3, 0, 0, 0)
 
 
 def test_failing_case_makes_the_flow_failed_and_is_named(
@@ -93,12 +99,12 @@ def test_failing_case_makes_the_flow_failed_and_is_named(
 ) -> None:
     deliver("GOOD", "P1")
     deliver("LOST", "P2")
-    ingest(settings)
+    _run(ingest, settings)
     workspace = open_workspace(settings)
     lost = workspace.catalog.current_scan("LOST")
     assert lost is not None
     workspace.store.delete(str(lost.ct_key))
-    state = prepare(settings, return_state=True)
+    state = _run(prepare, settings)
     assert state.type.value == "FAILED"
     assert "1 failed: LOST" in str(state.message)
     run = _last_run(settings)
@@ -110,7 +116,7 @@ def test_failing_case_makes_the_flow_failed_and_is_named(
 
 
 def test_refused_training_fails_its_flow_and_does_not_stay_running(settings: Settings) -> None:
-    state = train(settings, return_state=True)
+    state = _run(train, settings)
     assert state.type.value == "FAILED"
     assert "too few labelled patients" in str(state.message)
     assert _last_run(settings).state == "failed"

@@ -53,16 +53,17 @@ def _ingest_and_prepare(settings: Settings) -> tuple[Accounting, Accounting]:
     run = Run.begin(settings, "ingest", {})
     ingested = run.finish(ingest.ingest(settings, run_id=run.run_id))
     run = Run.begin(settings, "prepare", {})
-    others = prepare.untouched(settings)
-    left = prepare.scans_left(settings)
-    return ingested, run.finish(others + prepare.prepare(settings, left, run_id=run.run_id))
+    backlog = prepare.backlog(settings)
+    prepare.prepare(settings, backlog.left, run_id=run.run_id, owner="test")
+    return ingested, run.settle(backlog)[0]
 
 
 def _infer(settings: Settings) -> Accounting:
     model = infer.fetch_champion(settings)
     run = Run.begin(settings, "infer", {})
-    others, left = infer.untouched(settings, model), infer.scans_left(settings, model)
-    return run.finish(others + infer.infer(settings, model, left, run_id=run.run_id))
+    backlog = infer.backlog(settings, model)
+    infer.infer(settings, model, backlog.left, run_id=run.run_id, owner="test")
+    return run.settle(backlog)[0]
 
 
 @pytest.fixture(scope="module")
@@ -147,12 +148,13 @@ def test_findings_lie_on_the_delivered_grid(spine: Spine, tmp_path: Path) -> Non
         assert str(SPEC.stand_in) in page
 
 
-def test_scans_trained_on_are_skipped_by_name(spine: Spine) -> None:
+def test_scans_trained_on_are_skipped_and_counted(spine: Spine) -> None:
     catalog = open_workspace(spine.settings).catalog
     n_test, n_train = len(_members(spine, "test")), len(_members(spine, "train"))
     assert spine.inferred == Accounting(n_test + n_train, n_test, n_train, 0, 0)
-    others = infer.untouched(spine.settings, infer.fetch_champion(spine.settings))
-    assert {o.case_id for o in others if o.reason == "trained_on"} == set(_members(spine, "train"))
+    assert infer.backlog(spine.settings, infer.fetch_champion(spine.settings)).notes == {
+        "trained_on": n_train
+    }
     for case_id in _members(spine, "train"):
         scan = catalog.current_scan(case_id)
         assert scan is not None

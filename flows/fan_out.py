@@ -1,0 +1,128 @@
+"""Where the shards of a backlog run: in this process, each as a flow run on a work pool, or on Dask.
+
+Whichever it is, what was done stands in the catalog's ledger of the run. A shard whose worker died says
+nothing; its cases are found missing there and given out again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from hashlib import sha256
+from typing import Any
+
+from prefect import flow, runtime
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import FlowRun
+from prefect.deployments import run_deployment
+from prefect.logging import get_run_logger
+from prefect.states import Cancelling
+
+from retroln.steps.runs import Backlog, Run
+from retroln.steps.workspace import open_workspace
+from tasks.artifacts import Progress
+from tasks.stages import owner_of
+
+_ROUNDS = 3  # a shard that dies again and again has a case that kills workers
+_POLL_S = 2.0
+
+Shard = tuple[int, ...]
+
+
+def fan_out(
+    run: Run, backlog: Backlog, *, task: Any, stage: str, size: int, dask_address: str | None = None
+) -> None:
+    """Give out `backlog.left` in shards of `size` and return when each case has an outcome or no worker.
+
+    Args:
+        task: called as `task(settings, scan_ids, run_id)`; `<stage>-shard` is the deployment of the same.
+        dask_address: scheduler of a Dask cluster; it wins over the setting `fan_out`.
+    """
+    progress = Progress(f"{stage}-progress", len(backlog.left), f"cases through {stage}")
+    if dask_address:
+        _on_dask(run, task, shards(backlog.left, size), dask_address)
+    elif run.settings.fan_out == "workers":
+        _on_workers(run, backlog.left, stage, size, progress)
+    else:
+        for number, shard in enumerate(shards(backlog.left, size), start=1):
+            task(run.settings, shard, run.run_id)
+            progress.reach(min(number * size, len(backlog.left)))
+
+
+def shards(left: Sequence[int], size: int) -> list[Shard]:
+    """Consecutive pieces of at most `size` scans."""
+    return [tuple(left[start : start + size]) for start in range(0, len(left), size)]
+
+
+def _on_workers(run: Run, left: Sequence[int], stage: str, size: int, progress: Progress) -> None:
+    catalog = open_workspace(run.settings).catalog
+    for attempt in range(_ROUNDS):
+        missing = run.unreported(left)
+        if not missing:
+            return
+        if attempt:
+            get_run_logger().warning("%s cases were left by workers that died; given out again", len(missing))
+        children = [_start(run, stage, shard, attempt) for shard in shards(missing, size)]
+        wait_for(children, lambda: progress.reach(run.reported()))
+        for child in children:  # a worker that died kept its claims
+            catalog.release_all(owner_of(child.id))
+
+
+def _start(run: Run, stage: str, shard: Shard, attempt: int) -> FlowRun:
+    parameters = {"run_id": run.run_id, "scan_ids": list(shard)}
+    name = f"{stage} run {run.run_id}: {len(shard)} cases from {shard[0]}"
+    return start(f"{stage}-shard", parameters, name, key=f"{run.run_id}-{attempt}")
+
+
+def start(deployment: str, parameters: dict[str, Any], name: str, key: str) -> FlowRun:
+    """Start a deployment as a child of this run; under the same key and parameters it starts once."""
+    content = sha256(f"{key} {sorted(parameters.items())}".encode()).hexdigest()
+    started: Any = run_deployment(
+        f"{deployment}/{deployment}",
+        parameters=parameters,
+        timeout=0,
+        flow_run_name=name,
+        idempotency_key=f"{deployment}-{content}",
+    )
+    return started  # type: ignore[no-any-return]
+
+
+def wait_for(children: Sequence[FlowRun], tell: Callable[[], None] = lambda: None) -> list[FlowRun]:
+    """Return the children when all have ended; if this run is ended first, they are cancelled."""
+    with get_client(sync_client=True) as client:
+        try:
+            return [_ended(client, child, tell) for child in children]
+        except BaseException:
+            _cancel(client, children)
+            raise
+
+
+def _ended(client: SyncPrefectClient, child: FlowRun, tell: Callable[[], None]) -> FlowRun:
+    while True:
+        present = client.read_flow_run(child.id)
+        tell()
+        if present.state and present.state.is_final():
+            return present
+        time.sleep(_POLL_S)
+
+
+def _cancel(client: SyncPrefectClient, children: Sequence[FlowRun]) -> None:
+    for child in children:
+        state = client.read_flow_run(child.id).state
+        if state and not state.is_final():
+            client.set_flow_run_state(child.id, Cancelling(message="its parent was ended"))
+
+
+def _on_dask(run: Run, task: Any, pieces: Sequence[Shard], address: str) -> None:
+    """Dask's workers read their own settings: none travel with the task."""
+    from prefect_dask.task_runners import DaskTaskRunner
+
+    runner: Any = DaskTaskRunner(address=address)
+
+    @flow(name=f"{runtime.flow_run.get_flow_name()} on Dask", task_runner=runner)
+    def on_dask() -> None:
+        futures = [task.submit(None, piece, run.run_id) for piece in pieces]
+        for future in futures:
+            future.wait()
+
+    on_dask()

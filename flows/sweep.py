@@ -1,0 +1,100 @@
+"""Sweep: no run stays open for ever, no claim outlives its worker, no metric waits undelivered.
+
+Prefect's automation catches runs whose heartbeat stopped. This catches those that never had one, those
+that run for too long, and the catalog's own records of both.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from prefect import runtime
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import FlowRunFilter
+from prefect.client.schemas.objects import FlowRun
+from prefect.events.filters import EventFilter
+from prefect.exceptions import ObjectNotFound
+from prefect.states import Crashed
+
+from retroln.settings import Settings
+from retroln.steps.runs import Run
+from retroln.steps.workspace import open_workspace
+from retroln.tracking.runs import replay_waiting
+from tasks.stages import OWNER
+
+_SILENT_AFTER = timedelta(minutes=5)
+
+
+def sweep(settings: Settings) -> list[str]:
+    """Close what died and say so, one sentence each."""
+    with get_client(sync_client=True) as client:
+        remarks = [*_close_flow_runs(client, settings), *_close_catalog_runs(client, settings)]
+        remarks += _free_claims(client, settings)
+    if lines := replay_waiting(settings):
+        remarks.append(f"{lines} lines of metrics that had waited are in MLflow now")
+    return remarks
+
+
+def _close_flow_runs(client: SyncPrefectClient, settings: Settings) -> list[str]:
+    """Deployed runs that say Running and are over-age, or without any sign of life for minutes."""
+    running = FlowRunFilter.model_validate({"state": {"type": {"any_": ["RUNNING"]}}})
+    remarks = []
+    for run in client.read_flow_runs(flow_run_filter=running, limit=200):
+        if why := _dead(client, run, settings):
+            client.set_flow_run_state(run.id, Crashed(message=why), force=True)
+            remarks.append(f"{run.name} is closed: {why}")
+    return remarks
+
+
+def _dead(client: SyncPrefectClient, run: FlowRun, settings: Settings) -> str | None:
+    if run.deployment_id is None or str(run.id) == runtime.flow_run.get_id() or run.start_time is None:
+        return None
+    now = datetime.now(UTC)
+    if now - run.start_time > timedelta(hours=settings.max_run_h):
+        return f"it ran for more than {settings.max_run_h:g} h"
+    since = now - _SILENT_AFTER
+    state_at = run.state.timestamp if run.state else run.start_time
+    if state_at > since or _heartbeats(client, run.id, since):
+        return None
+    return f"no sign of life for {_SILENT_AFTER.seconds // 60} minutes: its process is gone"
+
+
+def _heartbeats(client: SyncPrefectClient, flow_run_id: UUID, since: datetime) -> int:
+    wanted = EventFilter.model_validate(
+        {
+            "occurred": {"since": since},
+            "event": {"name": ["prefect.flow-run.heartbeat"]},
+            "resource": {"id": [f"prefect.flow-run.{flow_run_id}"]},
+        }
+    )
+    return len(client.read_events(wanted, limit=1).events)
+
+
+def _close_catalog_runs(client: SyncPrefectClient, settings: Settings) -> list[str]:
+    """The catalog's records of runs whose flow run has ended without closing them."""
+    catalog = open_workspace(settings).catalog
+    remarks = []
+    for run in catalog.unfinished_runs():
+        if run.external_id and _is_over(client, run.external_id):
+            Run(settings, run.run_id).cut_short()
+            remarks.append(f"run {run.run_id} of {run.flow} had been cut short")
+    return remarks
+
+
+def _free_claims(client: SyncPrefectClient, settings: Settings) -> list[str]:
+    """Claims of flow runs that have ended need not wait for their lease."""
+    catalog = open_workspace(settings).catalog
+    owners = {claim.owner for claim in catalog.claims() if claim.owner.startswith(OWNER)}
+    dead = [owner for owner in owners if _is_over(client, owner.removeprefix(OWNER))]
+    freed = sum(catalog.release_all(owner) for owner in dead)
+    return [f"{freed} cases of workers that died are free again"] if freed else []
+
+
+def _is_over(client: SyncPrefectClient, flow_run_id: str) -> bool:
+    try:
+        found: Any = client.read_flow_run(UUID(flow_run_id))
+    except (ObjectNotFound, ValueError):
+        return True
+    return bool(found.state and found.state.is_final())

@@ -1,0 +1,166 @@
+"""What Prefect's server holds before a flow runs: pools, queues, automations, deployments.
+
+Only `PREFECT_API_URL`, `PREFECT_API_AUTH_STRING` and `RETROLN_*` are needed, so the same call serves the
+local stack, containers and Kubernetes. Repeating it is harmless.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from retroln.settings import Settings
+
+QUEUES = {"cpu-pool": ("flows", "shards"), "gpu-pool": ("inference", "training")}
+ZOMBIE = "retroln: crash runs whose heartbeat stopped"
+FAILING = "retroln: tell about failing runs"
+OVER_AGE = "retroln: tell about over-age runs"
+_TERMINAL = {f"prefect.flow-run.{name}" for name in ("Completed", "Failed", "Cancelled", "Crashed")}
+_BLOCK = "retroln-notify"
+
+
+def deploy(settings: Settings, pool_type: str = "process") -> None:
+    """Make pools and queues, automations, and every deployment of prefect.yaml."""
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        for pool, queues in QUEUES.items():
+            _ensure_pool(client, pool, pool_type)
+            for priority, queue in enumerate(queues, start=1):
+                _ensure_queue(client, pool, queue, priority)
+    _automations(settings)
+    environment = {"RETROLN_HOME": str(Path.cwd()), **os.environ}
+    command = [str(Path(sys.executable).with_name("prefect")), "--no-prompt", "deploy", "--all"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"prefect deploy --all failed: {done.stdout[-2000:]}{done.stderr[-2000:]}")
+
+
+def _ensure_pool(client: Any, name: str, kind: str) -> None:
+    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.exceptions import ObjectAlreadyExists
+
+    try:
+        client.create_work_pool(WorkPoolCreate(name=name, type=kind, base_job_template=_template(kind)))
+    except ObjectAlreadyExists:
+        return
+
+
+def _template(kind: str) -> dict[str, Any]:
+    """The worker type's own template; pools of other types get theirs by `prefect work-pool create`."""
+    from prefect.workers.process import ProcessWorker
+
+    return ProcessWorker.get_default_base_job_template() if kind == "process" else {}
+
+
+def _ensure_queue(client: Any, pool: str, queue: str, priority: int) -> None:
+    found = client.request(
+        "POST", "/work_pools/{work_pool_name}/queues/filter", path_params={"work_pool_name": pool}, json={}
+    ).json()
+    if queue not in {entry["name"] for entry in found}:
+        client.request(
+            "POST",
+            "/work_pools/{work_pool_name}/queues",
+            path_params={"work_pool_name": pool},
+            json={"name": queue, "priority": priority},
+        )
+
+
+def _automations(settings: Settings) -> None:
+    """Runs that die unseen become Crashed; failing and over-age runs notify when there is an address."""
+    from prefect.automations import Automation
+    from prefect.events.actions import ChangeFlowRunState, DoNothing
+    from prefect.events.schemas.automations import EventTrigger, Posture
+    from prefect.states import StateType
+
+    every_run = {"prefect.resource.id": "prefect.flow-run.*"}
+    silent_s = 3 * int(os.environ.get("RETROLN_STACK_HEARTBEAT_S", "30"))
+    notify = _notify_action(settings) or DoNothing()
+    for automation in (
+        Automation(
+            name=ZOMBIE,
+            description="A worker that was killed cannot say so; its runs would stay Running for ever.",
+            trigger=EventTrigger(
+                after={"prefect.flow-run.heartbeat"},
+                expect={"prefect.flow-run.heartbeat", *_TERMINAL},
+                match=every_run,
+                for_each={"prefect.resource.id"},
+                posture=Posture.Proactive,
+                threshold=1,
+                within=timedelta(seconds=silent_s),
+            ),
+            actions=[
+                ChangeFlowRunState(
+                    state=StateType.CRASHED, message=f"no heartbeat for {silent_s} s: its process is gone"
+                )
+            ],
+        ),
+        Automation(
+            name=FAILING,
+            description="A run ended Failed or Crashed.",
+            trigger=EventTrigger(
+                expect={"prefect.flow-run.Failed", "prefect.flow-run.Crashed"},
+                match=every_run,
+                posture=Posture.Reactive,
+                threshold=1,
+                within=timedelta(0),
+            ),
+            actions=[notify],
+        ),
+        Automation(
+            name=OVER_AGE,
+            description="A run is still not done after RETROLN_MAX_RUN_H hours; reconcile closes it.",
+            trigger=EventTrigger(
+                after={"prefect.flow-run.Running"},
+                expect=_TERMINAL,
+                match=every_run,
+                for_each={"prefect.resource.id"},
+                posture=Posture.Proactive,
+                threshold=1,
+                within=timedelta(hours=settings.max_run_h),
+            ),
+            actions=[notify],
+        ),
+    ):
+        _replace(automation)
+
+
+def _replace(automation: Any) -> None:
+    from prefect.automations import Automation
+
+    try:
+        known = Automation.read(name=automation.name)
+    except ValueError:
+        automation.create()
+        return
+    known.description, known.trigger, known.actions = (
+        automation.description,
+        automation.trigger,
+        automation.actions,
+    )
+    known.update()
+
+
+def _notify_action(settings: Settings) -> Any:
+    """Post to `RETROLN_NOTIFY_URL`; the address is kept in a secret block, not in the automation."""
+    if settings.notify_url is None:
+        return None
+    from prefect.blocks.notifications import CustomWebhookNotificationBlock
+    from prefect.events.actions import SendNotification
+
+    block = CustomWebhookNotificationBlock(
+        name="RetroLN",
+        url="{{notify_url}}",
+        secrets={"notify_url": settings.notify_url.get_secret_value()},
+        json_data={"text": "{{subject}}\n{{body}}"},
+    )
+    identifier = block.save(_BLOCK, overwrite=True)
+    return SendNotification(
+        block_document_id=identifier,
+        subject="RetroLN: {{ flow_run.name }} is {{ flow_run.state.name }}",
+        body="{{ flow.name }}: {{ flow_run.state.message }}\n{{ flow_run|ui_url }}",
+    )

@@ -1,0 +1,105 @@
+"""Bring the stack up and down. Both can be repeated: what is there already stays."""
+
+from __future__ import annotations
+
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+
+from infra import postgres
+from infra.ports import is_free
+from infra.stack import programs, provision
+from infra.stack.deploy import deploy
+from infra.stack.plan import Stack
+from infra.stack.supervisor import Supervisor
+
+_READY_S = 120
+
+
+def up(stack: Stack, *, shard_workers: int = 1, webhook: bool = False, tell: Callable[[str], None]) -> None:
+    """Start what is not running, make what is missing, deploy.
+
+    Raises:
+        RuntimeError: a port is taken by somebody else, or a program does not start.
+    """
+    stack.write_files()
+    supervisor = Supervisor(stack.home)
+    superuser = postgres.init_cluster(stack.home / "postgres")
+    if not supervisor.is_running():
+        _require_free(stack)
+    servers = programs.servers(stack, webhook)
+    workers = programs.workers(stack, shard_workers, webhook)
+    supervisor.configure([*servers, *workers])
+    tell("PostgreSQL, SeaweedFS")
+    supervisor.start("postgres", "seaweedfs")
+    _until(lambda: postgres.is_ready(stack.postgres_port), supervisor, "postgres")
+    provision.make_databases(stack, superuser)
+    _until(stack.s3("admin").takes_objects, supervisor, "seaweedfs")
+    provision.make_buckets(stack)
+    tell("Prefect, MLflow")
+    supervisor.start("prefect", "mlflow")
+    _until(lambda: _answers(f"{stack.mlflow_url}/health"), supervisor, "mlflow")
+    provision.make_mlflow_users(stack)
+    _until(lambda: _answers(f"{stack.prefect_url}/api/health"), supervisor, "prefect")
+    tell("pools, automations, deployments")
+    deploy_here(stack)
+    tell("workers")
+    supervisor.start(*(worker.name for worker in workers))
+
+
+def deploy_here(stack: Stack) -> None:
+    """`deploy` against this stack's server."""
+    os.environ.update(programs.TELEMETRY_OFF)
+    os.environ.update(stack.client_environment("operator"))
+    os.environ["PREFECT_HOME"] = str(stack.home / "prefect-client")
+    from prefect.settings import temporary_settings, PREFECT_API_AUTH_STRING, PREFECT_API_URL  # noqa: I001
+
+    from retroln.settings import Settings
+
+    client = stack.client_environment("operator")
+    with temporary_settings(
+        {
+            PREFECT_API_URL: client["PREFECT_API_URL"],
+            PREFECT_API_AUTH_STRING: client["PREFECT_API_AUTH_STRING"],
+        }
+    ):
+        deploy(Settings())
+
+
+def down(stack: Stack) -> bool:
+    """Stop what `up` started and nothing else; data stays. False if nothing ran."""
+    supervisor = Supervisor(stack.home)
+    if not supervisor.is_running():
+        return False
+    supervisor.shut_down()
+    return True
+
+
+def _require_free(stack: Stack) -> None:
+    wanted = [stack.first_port + offset for offset in (0, 1, 2, 3, *range(10, 20))]
+    taken = [str(port) for port in wanted if not is_free(port)]
+    if taken:
+        raise RuntimeError(
+            f"port {', '.join(taken)} is taken; stop what listens there, or set RETROLN_STACK_PORT"
+            " to the first of twenty free ones"
+        )
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as reply:  # noqa: S310
+            return bool(reply.status == 200)
+    except urllib.error.HTTPError as error:
+        return error.code == 401
+    except OSError:
+        return False
+
+
+def _until(ready: Callable[[], bool], supervisor: Supervisor, name: str) -> None:
+    deadline = time.monotonic() + _READY_S
+    while not ready():
+        if time.monotonic() > deadline or supervisor.states()[name]["statename"] in ("FATAL", "EXITED"):
+            raise RuntimeError(f"{name} does not answer; the end of its log: {supervisor.log_end(name)}")
+        time.sleep(0.2)

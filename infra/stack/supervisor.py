@@ -1,0 +1,172 @@
+"""supervisord keeps the stack's programs running; here is its configuration and how to speak to it."""
+
+from __future__ import annotations
+
+import configparser
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from xmlrpc.client import Fault, ServerProxy
+
+from infra.postgres import write_secret
+from infra.stack.programs import Program
+
+_START_S = 60
+
+
+class Supervisor:
+    """The supervisord of one stack folder."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self._config = home / "supervisord.conf"
+        self._socket = home / "supervisor.sock"
+
+    def configure(self, programs: Iterable[Program]) -> None:
+        """Write the configuration (private: it holds the programs' environment) and load it if running."""
+        (self.home / "logs").mkdir(exist_ok=True)
+        write_secret(self._config, _configuration(self.home, self._socket, programs))
+        if self.is_running():
+            self._control("update")
+        else:
+            subprocess.run([_tool("supervisord"), "-c", str(self._config)], check=True)
+            self._wait()
+
+    def is_running(self) -> bool:
+        """Whether supervisord answers."""
+        try:
+            with self._speak() as proxy:
+                return bool(proxy.supervisor.getState()["statename"] == "RUNNING")
+        except OSError:
+            return False
+
+    def start(self, *names: str) -> None:
+        """Start programs that are not running and wait until they stay up for a second.
+
+        Raises:
+            RuntimeError: a program ends again and again; the end of its log is shown.
+        """
+        with self._speak() as proxy:
+            for name in names:
+                if proxy.supervisor.getProcessInfo(name)["statename"] in ("RUNNING", "STARTING"):
+                    continue
+                try:
+                    proxy.supervisor.startProcess(name)
+                except Fault as error:
+                    raise RuntimeError(
+                        f"{name} does not start ({error.faultString}): {self.log_end(name)}"
+                    ) from error
+
+    def stop(self, *names: str) -> None:
+        """Stop programs orderly; those that are down stay so."""
+        with self._speak() as proxy:
+            for name in names:
+                if proxy.supervisor.getProcessInfo(name)["pid"]:
+                    proxy.supervisor.stopProcess(name)
+
+    def states(self) -> dict[str, dict[str, Any]]:
+        """What supervisord knows of each program, by name."""
+        with self._speak() as proxy:
+            return {info["name"]: info for info in proxy.supervisor.getAllProcessInfo()}
+
+    def shut_down(self) -> None:
+        """Stop every program and supervisord itself; returns when they are gone."""
+        names = [name for name in self.states() if name.startswith(("worker-", "bridge"))]
+        self.stop(*names)  # before the servers that they still have something to tell
+        pid = int((self.home / "supervisord.pid").read_text())
+        with self._speak() as proxy:
+            proxy.supervisor.shutdown()
+        while Path(f"/proc/{pid}").exists():
+            time.sleep(0.1)
+
+    def log_end(self, name: str) -> str:
+        """The last lines that a program wrote."""
+        path = self.home / "logs" / f"{name}.log"
+        return path.read_text(errors="replace")[-1200:] if path.exists() else ""
+
+    @contextmanager
+    def _speak(self) -> Iterator[ServerProxy]:
+        from supervisor.xmlrpc import SupervisorTransport
+
+        transport = SupervisorTransport(None, None, f"unix://{self._socket}")
+        try:
+            yield ServerProxy("http://localhost", transport=transport)
+        finally:
+            transport.close()
+
+    def _control(self, *words: str) -> None:
+        subprocess.run(
+            [_tool("supervisorctl"), "-c", str(self._config), *words], check=True, capture_output=True
+        )
+
+    def _wait(self) -> None:
+        deadline = time.monotonic() + _START_S
+        while not self.is_running():
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"supervisord does not answer; look at {self.home}/logs/supervisord.log")
+            time.sleep(0.1)
+
+
+def _configuration(home: Path, socket: Path, programs: Iterable[Program]) -> str:
+    parser = configparser.RawConfigParser()
+    logs = home / "logs"
+    parser["supervisord"] = {
+        "logfile": f"{logs}/supervisord.log",
+        "pidfile": f"{home}/supervisord.pid",
+        "childlogdir": str(logs),
+        "umask": "077",
+        "minfds": "1024",
+    }
+    parser["unix_http_server"] = {"file": str(socket), "chmod": "0700"}
+    parser["supervisorctl"] = {"serverurl": f"unix://{socket}"}
+    parser["rpcinterface:supervisor"] = {
+        "supervisor.rpcinterface_factory": "supervisor.rpcinterface:make_main_rpcinterface"
+    }
+    for program in programs:
+        parser[f"program:{program.name}"] = _section(program, logs)
+    return _text(parser)
+
+
+def _section(program: Program, logs: Path) -> dict[str, str]:
+    quoted = ",".join(f'{name}="{_escaped(value)}"' for name, value in program.environment.items())
+    section = {
+        "command": " ".join(_word(word) for word in program.command),
+        "directory": str(program.directory or Path.cwd()),
+        "environment": quoted,
+        "autostart": "false",
+        "autorestart": "true",
+        "startsecs": "1",
+        "startretries": "5",
+        "stopsignal": program.stop,
+        "stopwaitsecs": str(program.grace_s),
+        "killasgroup": "true",
+        "redirect_stderr": "true",
+        "stdout_logfile": f"{logs}/{program.name}.log",
+        "stdout_logfile_maxbytes": "20MB",
+        "stdout_logfile_backups": "3",
+    }
+    return section | ({"user": program.user} if program.user else {})
+
+
+def _escaped(value: str) -> str:
+    return value.replace("%", "%%").replace('"', '\\"')
+
+
+def _word(word: str) -> str:
+    return f'"{word.replace("%", "%%")}"' if not word or " " in word else word.replace("%", "%%")
+
+
+def _text(parser: configparser.RawConfigParser) -> str:
+    from io import StringIO
+
+    stream = StringIO()
+    parser.write(stream)
+    return stream.getvalue()
+
+
+def _tool(name: str) -> str:
+    return str(Path(sys.executable).with_name(name))

@@ -1,0 +1,147 @@
+"""Drives a running stack as its users do: deliver CT by S3, start deployments, look at Prefect and MLflow."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
+from uuid import UUID
+
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, FlowRunFilter
+from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.sorting import FlowRunSort
+
+from infra.stack.plan import Stack
+from infra.stack.supervisor import Supervisor
+from retroln.catalog.catalog import Catalog
+from retroln.catalog.states import ScanState
+from retroln.imaging import nifti
+from retroln.imaging.phantom import Phantom
+from retroln.settings import Settings
+from retroln.steps.workspace import Workspace, open_workspace
+
+Seen = TypeVar("Seen")
+
+
+@dataclass(frozen=True)
+class Platform:
+    """A stack, a client of its Prefect, and settings as its operator has them."""
+
+    stack: Stack
+    prefect: SyncPrefectClient
+    settings: Settings
+    phantom: Phantom
+
+    @property
+    def workspace(self) -> Workspace:
+        """Catalog, stores and registry as the operator sees them."""
+        return open_workspace(self.settings)
+
+    @property
+    def catalog(self) -> Catalog:
+        """The platform's catalog."""
+        return self.workspace.catalog
+
+    @property
+    def supervisor(self) -> Supervisor:
+        """What keeps the stack's programs running."""
+        return Supervisor(self.stack.home)
+
+    def deliver(self, case_id: str, patient_id: str, *, broken: bool = False, mask: bool = True) -> None:
+        """Put a phantom into the source bucket with the keys of those who deliver."""
+        volumes = {"vertebrae": self.phantom.vertebrae} | ({"mask": self.phantom.nodes} if mask else {})
+        with TemporaryDirectory() as folder, closing(self.stack.s3("delivery").client()) as client:
+            for name, volume in {**volumes, "ct": self.phantom.ct}.items():
+                path = Path(folder, f"{name}.nii.gz")
+                nifti.write_source(path, volume)
+                data = path.read_bytes()
+                body = data[: len(data) // 2] if broken and name == "ct" else data
+                client.put_object(Bucket="source", Key=f"{patient_id}/{case_id}/{name}.nii.gz", Body=body)
+
+    def start(self, deployment: str, flow: str | None = None, **parameters: Any) -> UUID:
+        """Start a deployment as the button in the UI does."""
+        found = self.prefect.read_deployment_by_name(f"{flow or deployment}/{deployment}")
+        return self.prefect.create_flow_run_from_deployment(found.id, parameters=parameters).id
+
+    def run(self, deployment: str, *, timeout_s: float = 240, **parameters: Any) -> FlowRun:
+        """Start a deployment and wait for its end."""
+        return self.ended(self.start(deployment, **parameters), timeout_s)
+
+    def ended(self, flow_run_id: UUID, timeout_s: float = 240) -> FlowRun:
+        """The flow run, once it is in a final state."""
+
+        def look() -> FlowRun | None:
+            run = self.prefect.read_flow_run(flow_run_id)
+            return run if run.state and run.state.is_final() else None
+
+        return wait(look, timeout_s, f"flow run {flow_run_id} does not end")
+
+    def in_state(self, flow_run_id: UUID, *names: str, timeout_s: float = 120) -> FlowRun:
+        """The flow run, once its state has one of these names."""
+
+        def look() -> FlowRun | None:
+            run = self.prefect.read_flow_run(flow_run_id)
+            return run if run.state_name in names else None
+
+        return wait(look, timeout_s, f"flow run {flow_run_id} does not become {names}")
+
+    def runs_of(self, flow: str) -> list[FlowRun]:
+        """Flow runs of a flow that are not merely scheduled, newest first."""
+        found = self.prefect.read_flow_runs(sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=200)
+        flow_id = self.prefect.read_flow_by_name(flow).id
+        return [run for run in found if run.flow_id == flow_id and run.start_time is not None]
+
+    def children_of(self, run_id: int) -> list[FlowRun]:
+        """Shards of a run of the catalog."""
+        like = FlowRunFilter.model_validate({"name": {"like_": f"run {run_id}:"}})
+        return self.prefect.read_flow_runs(flow_run_filter=like)
+
+    def artifacts(self, flow_run_id: UUID) -> dict[str, str]:
+        """What a flow run shows, by key."""
+        of_run = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run_id]))
+        return {str(a.key): str(a.data) for a in self.prefect.read_artifacts(artifact_filter=of_run)}
+
+    def states(self, *cases: str) -> set[ScanState]:
+        """In which states these cases are."""
+        found = [self.catalog.current_scan(case) for case in cases]
+        return {scan.state for scan in found if scan}
+
+    def pid(self, program: str) -> int:
+        """Process id of one of the stack's programs."""
+        return int(self.supervisor.states()[program]["pid"])
+
+    def flow_processes(self, worker: str) -> list[int]:
+        """Process ids of the flow runs that a worker has started."""
+        return descendants(self.pid(worker))
+
+
+def wait(look: Callable[[], Seen | None], timeout_s: float, what: str) -> Seen:
+    """What `look` sees, once it sees something."""
+    deadline = time.monotonic() + timeout_s
+    while not (seen := look()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{what} after {timeout_s:g} s")
+        time.sleep(0.5)
+    return seen
+
+
+def descendants(pid: int) -> list[int]:
+    """Process ids of all that a process started, and they in turn."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [found for child in map(int, children) for found in [child, *descendants(child)]]
+
+
+def kill(*pids: int) -> None:
+    """kill -9; a process that is gone already is no error."""
+    for pid in pids:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
