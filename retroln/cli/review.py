@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from datetime import datetime
 
 import click
 
@@ -78,7 +79,7 @@ def audit(as_json: bool) -> None:
     settings = Settings()
     rows = open_workspace(settings).catalog.audits(settings.model_name)
     if as_json:
-        click.echo(json.dumps([asdict(row) for row in rows], default=str, indent=2))
+        click.echo(json.dumps([asdict(row) for row in rows], default=datetime.isoformat, indent=2))
         return
     for row in rows:
         before = "none" if row.previous_version is None else row.previous_version

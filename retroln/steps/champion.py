@@ -7,7 +7,7 @@ and everything after that is done here, as often as needed.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from retroln.catalog.records import AuditRecord
 from retroln.settings import Settings
@@ -31,7 +31,7 @@ def way_back(rows: Sequence[AuditRecord]) -> int | None:
     last = current(rows)
     if last is None or last.action != "promote":
         return None
-    rejected = (r.version for r in rows if r.action == "reject" and r.audit_id > last.audit_id)
+    rejected = {r.version for r in rows if r.action == "reject" and r.audit_id > last.audit_id}
     return None if last.previous_version in rejected else last.previous_version
 
 
@@ -63,17 +63,30 @@ def carry_out(workspace: Workspace, decided: int | None = None) -> list[str]:
 
 def _move_aliases(workspace: Workspace) -> list[str]:
     remarks: list[str] = []
+    before: dict[Alias, int | None] = {}
+    rows = _rows(workspace)
     for _ in range(_TRIES):
-        # Aliases before rows: a decision writes its row before it moves an alias, so an alias that
-        # was moved by right has its row in what is read next.
-        versions = {v.version: v for v in workspace.registry.versions()}
-        rows = workspace.catalog.audits(workspace.settings.model_name)
+        # Rows on both sides of the aliases: unless somebody decided meanwhile, these are what the last
+        # row found or left.
+        known, versions, rows = current(rows), _versions(workspace), _rows(workspace)
+        if current(rows) != known:
+            continue
         wanted, gone = _wanted(rows, versions)
         found = {alias: v.version for v in versions.values() for alias in v.aliases}
         if all(found.get(alias) == version for alias, version in wanted.items()):
             return remarks + gone
-        remarks += _put_right(workspace, versions, rows, wanted, found)
+        by_hand = _moved_by_hand(versions, known, wanted, found, before)
+        remarks += _put_right(workspace, known, wanted, found, by_hand)
+        before = wanted  # what this wrote from an older row is nobody's hand
     return [*remarks, "aliases champion and previous do not stay as the audit has them; look who moves them"]
+
+
+def _rows(workspace: Workspace) -> list[AuditRecord]:
+    return workspace.catalog.audits(workspace.settings.model_name)
+
+
+def _versions(workspace: Workspace) -> dict[int, ModelVersion]:
+    return {version.version: version for version in workspace.registry.versions()}
 
 
 def _wanted(
@@ -90,29 +103,46 @@ def _wanted(
     return {alias: v if v in versions else None for alias, v in wanted.items()}, gone
 
 
-def _put_right(
-    workspace: Workspace,
+def _moved_by_hand(
     versions: Mapping[int, ModelVersion],
-    rows: Sequence[AuditRecord],
+    last: AuditRecord | None,
     wanted: Mapping[Alias, int | None],
     found: Mapping[str, int],
-) -> list[str]:
-    last, remarks = current(rows), []
-    finished = last is None or _is_finished(last, versions)
+    before: Mapping[Alias, int | None],
+) -> set[Alias]:
+    """Aliases that stand elsewhere than a crash, or this function's own earlier round, can have left them."""
+    moved: set[Alias] = set()
     for alias, version in wanted.items():
         old = found.get(alias)
-        if old == version:
+        if old == version or (alias in before and old == before[alias]):
             continue
-        known = (last.previous_version,) if alias == "champion" and last else (old,)
-        if finished or old not in known:
-            remarks.append(f"alias {alias} pointed to {_named(old)} by hand; put back to {_named(version)}")
-            if alias == "champion":
-                _record_restore(workspace, version, old, last)
+        strange = alias == "champion" and last is not None and old != last.previous_version
+        if strange or last is None or _is_finished(last, versions):
+            moved.add(alias)
+    return moved
+
+
+def _put_right(
+    workspace: Workspace,
+    last: AuditRecord | None,
+    wanted: Mapping[Alias, int | None],
+    found: Mapping[str, int],
+    by_hand: Collection[Alias],
+) -> list[str]:
+    if "champion" in by_hand:
+        _record_restore(workspace, wanted["champion"], found.get("champion"), last)
+    for alias, version in wanted.items():
+        if found.get(alias) == version:
+            continue
         if version is None:
             workspace.registry.delete_alias(alias)
         else:
             workspace.registry.set_alias(alias, version)
-    return remarks
+    return [
+        f"alias {alias} pointed to {_named(found.get(alias))} by hand; put back to {_named(wanted[alias])}"
+        for alias in wanted
+        if alias in by_hand
+    ]
 
 
 def _is_finished(last: AuditRecord, versions: Mapping[int, ModelVersion]) -> bool:
@@ -120,8 +150,8 @@ def _is_finished(last: AuditRecord, versions: Mapping[int, ModelVersion]) -> boo
 
     Without this, an alias put back by hand to the version before would look like a crash before the move.
     """
-    subject = _subject(last)
-    return subject in versions and review.is_marked(versions[subject].tags, last)
+    version = versions.get(_subject(last) or 0)
+    return version is not None and review.is_marked(version.tags, last)
 
 
 def _record_restore(
@@ -141,8 +171,7 @@ def _record_restore(
 def _finish_marks(workspace: Workspace, decided: int | None) -> None:
     """Write the tags of decisions that are not on their version yet."""
     registry = workspace.registry
-    versions = registry.versions()
-    rows = workspace.catalog.audits(workspace.settings.model_name)
+    versions, rows = registry.versions(), _rows(workspace)
     for version in versions:
         unmarked = [r for r in about(rows, version.version) if not review.is_marked(version.tags, r)]
         if not unmarked:

@@ -358,6 +358,45 @@ class TestCrashes:
         assert [row.action for row in _rows(settings)] == ["reject", "promote"]
 
 
+class TestOthersDecideMeanwhile:
+    """Another process promotes version 3, in full, in the middle of this one's work."""
+
+    @pytest.fixture
+    def between(
+        self, settings: Settings, make: Make, monkeypatch: pytest.MonkeyPatch
+    ) -> Callable[[str], list[str]]:
+        """`follow_audit` with the other's decision inside a call of the registry that reads or writes."""
+        make(promoted=True)
+        second, third = make(), make()
+        with monkeypatch.context() as patch:
+            Outage(patch, 0)
+            with pytest.raises(UnavailableError):
+                promote.promote(settings, second, reviewer="Dr A", comment="good")
+
+        def follow(method: str) -> list[str]:
+            real = getattr(MlflowRegistry, method)
+
+            def interrupted(*arguments: Any) -> Any:
+                monkeypatch.setattr(MlflowRegistry, method, real)
+                found = real(*arguments) if method == "versions" else None
+                promote.promote(settings, third, reviewer="Dr B", comment="better")
+                return found if method == "versions" else real(*arguments)
+
+            monkeypatch.setattr(MlflowRegistry, method, interrupted)
+            return follow_audit(settings)
+
+        return follow
+
+    @pytest.mark.parametrize("method", ["versions", "set_alias"])
+    def test_the_later_decision_stands_and_nobody_is_accused(
+        self, settings: Settings, registry: MlflowRegistry, between: Callable[[str], list[str]], method: str
+    ) -> None:
+        assert between(method) == []
+        assert registry.aliases() == {"champion": 3, "previous": 2}
+        assert _actions(settings) == [("promote", 1, None), ("promote", 2, 1), ("promote", 3, 2)]
+        _require_calm(settings)
+
+
 class TestHandsOnTheAliases:
     @pytest.mark.parametrize("to", ["previous", "third", "nothing"])
     def test_champion_moved_by_hand_is_put_back_and_recorded(
