@@ -43,6 +43,14 @@ silent_to() { # like silent, with what is printed kept in a file
   "$@" >"$file" 2>"$work/said" && [[ ! -s "$work/said" ]] || { cat "$work/said"; return 1; }
 }
 
+secrets() { # make_secrets.sh makes the Secrets of secrets.example.yaml, from what make_secrets.py writes
+  command -v kubectl >/dev/null || return 0
+  "$bin/python" -m infra.images.make_secrets "$work/secrets" &&
+    DRY_RUN=1 bash infra/kubernetes/make_secrets.sh "$work/secrets" >"$work/secrets.yaml" &&
+    "$bin/kubernetes-validate" --strict --quiet "$work/secrets.yaml" &&
+    "$bin/python" -m infra.kubernetes.check_templates --secrets "$work/secrets.yaml"
+}
+
 mapfile -t scripts < <(git ls-files --cached --others --exclude-standard '*.sh' .ci/run)
 mapfile -t images < <(find infra/images -name '*.Dockerfile' | sort)
 
@@ -60,4 +68,5 @@ check "manifests fit Kubernetes' schemas (kubernetes-validate)" \
   "$bin/kubernetes-validate" --strict --quiet "$manifests" infra/kubernetes/secrets.example.yaml
 check "job templates and references to secrets (Prefect's templating)" \
   "$bin/python" -m infra.kubernetes.check_templates "$manifests"
+check "secrets that are made are those referred to (make_secrets)" secrets
 exit "$failed"

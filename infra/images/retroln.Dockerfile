@@ -50,6 +50,8 @@ WORKDIR /opt/retroln
 ENTRYPOINT ["/usr/local/bin/entrypoint.sh"]
 
 FROM base AS prefect
+# the server writes its pages out when it starts, by default beside its code
+ENV PREFECT_UI_STATIC_DIRECTORY=/tmp/prefect-pages
 COPY --from=build-prefect /opt/venv /opt/venv
 USER 10001:10001
 EXPOSE 4200

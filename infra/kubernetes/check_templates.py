@@ -4,6 +4,8 @@
 variables, by Prefect's own code, and validates the job that comes out. It reads the rendered manifests,
 too, and wants every secret that is referred to in secrets.example.yaml. It prints what is wrong and
 exits with 1.
+
+`--secrets MADE` compares the Secrets that make_secrets.sh made with secrets.example.yaml instead.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import yaml
 from prefect.utilities.templating import apply_values, find_placeholders
 
 HERE = Path(__file__).parent
+EXAMPLE = HERE / "secrets.example.yaml"
 GIVEN_PER_RUN = {
     "name": "a-run",
     "command": "prefect flow-run execute",
@@ -32,6 +35,9 @@ _SECRET_NAME = re.compile(r"PASSWORD|SECRET_KEY|ACCESS_KEY|AUTH_STRING$")
 
 def main() -> int:
     """Number of findings; each is printed."""
+    if sys.argv[1:2] == ["--secrets"]:
+        made, wanted = secret_keys(Path(sys.argv[2]), "data"), secret_keys(EXAMPLE, "stringData")
+        return 0 if made == wanted else _tell([f"make_secrets.sh makes {made}; {EXAMPLE.name} has {wanted}"])
     documents: list[dict[str, Any]] = []
     for rendered in sys.argv[1:]:
         documents += [found for found in yaml.safe_load_all(Path(rendered).read_text()) if found]
@@ -40,7 +46,10 @@ def main() -> int:
         job, wrong = filled(json.loads(path.read_text()))
         findings += [f"{path.name}: {what}" for what in wrong]
         documents.append(job)
-    findings += list(unknown_secrets(documents))
+    return _tell([*findings, *unknown_secrets(documents)])
+
+
+def _tell(findings: list[str]) -> int:
     for finding in findings:
         print(finding)  # noqa: T201
     return len(findings)
@@ -69,10 +78,15 @@ def _plain_secrets(container: dict[str, Any]) -> list[str]:
     return [e["name"] for e in container["env"] if _SECRET_NAME.search(e["name"]) and "valueFrom" not in e]
 
 
+def secret_keys(path: Path, field: str) -> dict[str, set[str]]:
+    """Keys of every Secret in a file, by the Secret's name."""
+    documents = yaml.safe_load_all(path.read_text())
+    return {found["metadata"]["name"]: set(found[field]) for found in documents}
+
+
 def unknown_secrets(documents: list[dict[str, Any]]) -> Iterator[str]:
     """References to secrets or keys that secrets.example.yaml does not have."""
-    example = yaml.safe_load_all((HERE / "secrets.example.yaml").read_text())
-    known = {found["metadata"]["name"]: set(found["stringData"]) for found in example}
+    known = secret_keys(EXAMPLE, "stringData")
     for document in documents:
         where = f"{document['kind']} {document['metadata'].get('name', '(flow run)')}"
         for reference in _references(document):
