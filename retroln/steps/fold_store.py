@@ -91,7 +91,7 @@ class FoldStore:
         made = Sealed({name: sha256_file(path) for name, path in files.items()}, facts)
         for name, path in files.items():
             self.store.put_file(path, self._key(place, made.name, name))
-        content = json.dumps({"files": made.files, "facts": made.facts}, sort_keys=True).encode()
+        content = json.dumps({"files": made.files, "facts": made.facts}).encode()
         try:
             self.store.put_bytes(content, self._key(place, _SEAL), if_absent=first_wins)
         except ConflictError:

@@ -54,33 +54,39 @@ def ready(settings: Settings, ticket: Ticket) -> Workshop:
     record = open_workspace(settings).catalog.dataset(ticket.dataset_version)
     folders = environment.activate(root_of(settings, ticket))
     made = Workshop(folders, plans.PLANS_ID[ticket.spec.profile])
+    shared = FoldStore.of(settings, ticket)
     with _alone(folders.root):
-        was_ready = _is_ready(made, record)
-        if not was_ready:
-            _lay_out(settings, record, folders)
-        _agree_on_plans(settings, ticket, made, planned=was_ready)
-        if not _is_ready(made, record):
-            if was_ready:  # by other plans than this training's
-                _lay_out(settings, record, folders)
-            _apart(train.preprocess, folders, made.plans_id, settings.processes)
-            splits.write_splits(_base(folders), _folds(record))
-            write_json(folders.root / _READY, _content(made, record))
+        if shared.sealed(_PLANS) is None:
+            _make(settings, ticket, made, record, planned=False)
+            files = {name: _base(folders) / name for name in _planned(made)}
+            shared.put(_PLANS, files, environment.versions(), first_wins=True)
+        shared.fetch(_PLANS, _base(folders))
+        _make(settings, ticket, made, record, planned=True)
     return made
 
 
-def _agree_on_plans(settings: Settings, ticket: Ticket, made: Workshop, *, planned: bool) -> None:
-    shared, base = FoldStore.of(settings, ticket), _base(made.folders)
-    if shared.sealed(_PLANS) is None:
-        if not planned:
-            _apart(_plan, made.folders.root, ticket.spec.profile, settings.processes)
-        files = {name: base / name for name in (f"{made.plans_id}.json", "dataset_fingerprint.json")}
-        shared.put(_PLANS, files, environment.versions(), first_wins=True)
-    shared.fetch(_PLANS, base)
+def _make(
+    settings: Settings, ticket: Ticket, made: Workshop, record: DatasetRecord, *, planned: bool
+) -> None:
+    """Do all that is left, if anything; `planned` when the plans that hold for all lie here already."""
+    if _is_ready(made, record):
+        return
+    _lay_out(settings, record, made.folders)
+    splits.write_splits(_base(made.folders), _folds(record))
+    _apart(_compute, made, ticket.spec.profile, settings.processes, planned)
+    write_json(made.folders.root / _READY, _content(made, record))
 
 
-def _plan(root: Path, profile: plans.Profile, processes: int) -> str:
-    """For a process of its own, which must know its folders by itself."""
-    return plans.plan(environment.activate(root), profile, processes)
+def _compute(made: Workshop, profile: plans.Profile, processes: int, planned: bool) -> None:
+    """Plan and preprocess, in a process that must know its folders by itself."""
+    folders = environment.activate(made.folders.root)
+    if not planned:
+        plans.plan(folders, profile, processes)
+    train.preprocess(folders, made.plans_id, processes)
+
+
+def _planned(made: Workshop) -> tuple[str, str]:
+    return f"{made.plans_id}.json", "dataset_fingerprint.json"
 
 
 def _is_ready(made: Workshop, record: DatasetRecord) -> bool:
@@ -90,7 +96,7 @@ def _is_ready(made: Workshop, record: DatasetRecord) -> bool:
 
 def _content(made: Workshop, record: DatasetRecord) -> dict[str, Any]:
     """All that decides what lies in the folders."""
-    files = (f"{made.plans_id}.json", "dataset_fingerprint.json", "splits_final.json", "dataset.json")
+    files = (*_planned(made), "splits_final.json", "dataset.json")
     inputs = {name: _base(made.folders) / name for name in files}
     return {
         "dataset": record.version,

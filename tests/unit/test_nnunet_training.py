@@ -15,19 +15,23 @@ import pytest
 from numpy.typing import NDArray
 
 pytest.importorskip("nnunetv2")
+import torch
 
 from retroln.engine.warm import predictor_for
 from retroln.errors import ConflictError, InputError, IntegrityError, UserError
+from retroln.files import sha256_file
 from retroln.imaging import intensity, nifti
 from retroln.imaging.geometry import Grid
 from retroln.imaging.volume import Volume
-from retroln.nnunet import bundle, dataset, environment, plans, splits, train
+from retroln.nnunet import bundle, checkpoint, dataset, environment, plans, splits, train
 from retroln.nnunet.predict import Predictor
+from retroln.nnunet.trainer import RetroLNTrainer
 from retroln.settings import Hu, RoiSpec, TrainSpec
 
 SHAPE = (40, 44, 26)
 GRID = Grid(SHAPE, np.array([[2.0, 0, 0, -40], [0, 1.98, -0.42, 12], [0, 0.28, 2.97, -7], [0, 0, 0, 1]]))
-SPEC = TrainSpec(profile="demo", epochs=2, iterations=3, validation_iterations=1, n_folds=2, device="cpu")
+# enough iterations that a signal sent after the first epoch arrives within the second
+SPEC = TrainSpec(profile="demo", epochs=2, iterations=25, validation_iterations=1, n_folds=2, device="cpu")
 
 
 def blobs(seed: int) -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
@@ -51,6 +55,8 @@ class Finished:
     plans_id: str
     epochs: list[dict[str, Any]]
     first_epochs: list[dict[str, Any]]
+    interrupted: dict[str, Any]
+    saved_epochs: int
     result: train.FoldResult
     made: bundle.Bundle
 
@@ -84,11 +90,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 
     with pytest.raises(InterruptedError):
         train.train_fold(folders, plans_id, 0, SPEC, stop_after_one)
+    found = checkpoint.saved(train.fold_folder(folders, plans_id, 0))
+    assert found is not None
+    interrupted = torch.load(found.path, weights_only=False)
     epochs: list[dict[str, Any]] = []
     result = train.train_fold(folders, plans_id, 0, SPEC, epochs.append)
     contract = bundle.Contract(hu=Hu(), roi=RoiSpec(), versions=environment.versions())
     made = bundle.make(root / "bundle", folders, plans_id, (0,), contract)
-    return Finished(folders, plans_id, epochs, first_epochs, result, made)
+    return Finished(folders, plans_id, epochs, first_epochs, interrupted, found.epochs, result, made)
 
 
 def test_resumes_after_the_interrupted_epoch(finished: Finished) -> None:
@@ -103,6 +112,32 @@ def test_resumes_after_the_interrupted_epoch(finished: Finished) -> None:
     assert journal[1]["lr"] < journal[0]["lr"]
 
 
+def test_training_told_to_stop_saves_the_epoch_it_is_in_as_not_begun(finished: Finished) -> None:
+    saved = finished.interrupted
+    assert saved["current_epoch"] == finished.saved_epochs == 1
+    assert {len(values) for values in saved["logging"].values()} == {1}
+    steps = {int(state["step"]) for state in saved["optimizer_state"]["state"].values()}
+    assert steps < set(range(SPEC.iterations + 1, 2 * SPEC.iterations))
+
+
+def test_crash_between_checkpoint_and_journal_loses_no_line(finished: Finished, tmp_path: Path) -> None:
+    base = finished.folders.preprocessed / dataset.DATASET_NAME
+    read = [json.loads((base / name).read_bytes()) for name in (f"{finished.plans_id}.json", "dataset.json")]
+    trainer = RetroLNTrainer(read[0], bundle.CONFIGURATION, 0, read[1], torch.device("cpu"))
+    trainer.output_folder = str(tmp_path)
+    torch.save(finished.interrupted, tmp_path / checkpoint.LATEST)
+    checkpoint.record(tmp_path / checkpoint.LATEST, sha256_file(tmp_path / checkpoint.LATEST), 1)
+    (tmp_path / checkpoint.EPOCHS_FILE).write_text('{"epoch": 0, "train_lo')
+    assert trainer.resume() == 1
+    assert checkpoint.read_epochs(tmp_path / checkpoint.EPOCHS_FILE) == finished.first_epochs
+
+
+def test_checkpoint_that_training_did_not_write_is_not_loaded(finished: Finished, tmp_path: Path) -> None:
+    torch.save(finished.interrupted, tmp_path / checkpoint.LATEST)
+    with pytest.raises(IntegrityError, match="not the one that training wrote"):
+        checkpoint.saved(tmp_path)
+
+
 def test_finished_fold_is_not_trained_again(finished: Finished) -> None:
     before = finished.result.checkpoint.stat().st_mtime_ns
     epochs: list[dict[str, Any]] = []
@@ -111,8 +146,9 @@ def test_finished_fold_is_not_trained_again(finished: Finished) -> None:
     assert epochs == []
 
 
-def test_fold_in_training_is_not_started_twice(finished: Finished) -> None:
+def test_fold_in_training_is_not_started_twice(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = finished.result.checkpoint.parent
+    monkeypatch.setattr(train, "_GRACE_S", 0.0)
     with train._locked(folder), pytest.raises(ConflictError):
         train.train_fold(finished.folders, finished.plans_id, 0, SPEC)
 
@@ -124,7 +160,6 @@ def test_training_that_runs_out_of_time_says_so(finished: Finished) -> None:
 
 def stock_prediction(finished: Finished, ct: NDArray[np.int16], folder: Path) -> tuple[Any, Any]:
     """What nnU-Net makes of the same model folder, from file to file: labels and P(node), RAS order."""
-    import torch
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
     nifti.write(folder / "in" / "x_0000.nii.gz", intensity.scale(ct, Hu()), GRID)
@@ -178,8 +213,8 @@ def test_checkpoint_changed_after_opening_is_refused(finished: Finished, tmp_pat
     copy = tmp_path / "bundle"
     bundle.make(copy, finished.folders, finished.plans_id, (0,), finished.made.contract)
     opened = bundle.load(copy)
-    checkpoint = copy / "fold_0" / bundle.CHECKPOINT
-    checkpoint.write_bytes(b"\0" + checkpoint.read_bytes()[1:])
+    weights = copy / "fold_0" / bundle.CHECKPOINT
+    weights.write_bytes(b"\0" + weights.read_bytes()[1:])
     with pytest.raises(IntegrityError):
         Predictor(opened, "cpu")
 
