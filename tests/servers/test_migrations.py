@@ -2,14 +2,20 @@
 
 import multiprocessing
 import sqlite3
+from concurrent.futures import ProcessPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 from sqlalchemy import create_engine, inspect, text
 from sqlalchemy.exc import DBAPIError
 
+from retroln.catalog import migrations
+from retroln.catalog.accounting import CaseOutcome, Outcome
 from retroln.catalog.catalog import Catalog
 from retroln.catalog.models import Base
 from retroln.catalog.records import ScanDraft
@@ -38,8 +44,9 @@ def _open(url: str) -> int:
 
 
 def test_many_processes_may_open_a_new_catalog_at_once(catalog_url: str):
-    with multiprocessing.get_context("spawn").Pool(4) as pool:
-        runs = pool.map(_open, [catalog_url] * 8, chunksize=1)
+    # an executor, because a pool waits for ever for the answer of a child that died
+    with ProcessPoolExecutor(4, mp_context=multiprocessing.get_context("spawn")) as pool:
+        runs = list(pool.map(_open, [catalog_url] * 8))
     assert sorted(runs) == list(range(1, 9))
 
 
@@ -54,6 +61,62 @@ def test_a_failed_migration_leaves_nothing(catalog_url: str, monkeypatch: pytest
     catalog = Catalog.open(catalog_url)
     assert catalog.runs() == []
     catalog.close()
+
+
+def _upgrade(url: str, revision: str, *statements: str) -> None:
+    """Bring a new catalog to an older revision and fill it."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrations.__path__[0])))
+    config.set_main_option("path_separator", "os")
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
+        for statement in statements:
+            connection.execute(text(statement))
+    engine.dispose()
+
+
+def test_a_catalog_of_the_first_release_keeps_what_it_holds(catalog_url: str, tmp_path: Path):
+    (tmp_path / "new").mkdir()
+    moment = "'2026-01-02 03:04:05+00:00'"
+    if catalog_url.startswith("sqlite"):
+        moment = "'2026-01-02 03:04:05.000000'"
+    _upgrade(
+        catalog_url,
+        "0001",
+        "INSERT INTO runs (id, flow, parameters, state, started_at) "
+        f"VALUES (1, 'ingest', '{{}}', 'running', {moment})",
+        "INSERT INTO scans (id, case_id, patient_id, revision, source_uri, source_fingerprint, label_ids, "
+        "ct_key, state, created_at, updated_at) VALUES (1, 'c1', 'p1', 1, '{\"ct\": \"k\"}', 'f', "
+        f"'verse', 'k', 'ingested', {moment}, {moment})",
+        "INSERT INTO case_events (case_id, scan_id, run_id, to_state, at) "
+        f"VALUES ('c1', 1, 1, 'ingested', {moment})",
+        "INSERT INTO model_audit (action, model_name, version, reviewer, comment, gate, at) "
+        f"VALUES ('promote', 'm', 1, 'r', 'c', '{{}}', {moment})",
+    )
+    catalog = Catalog.open(catalog_url)
+    history = catalog.case_history("c1")
+    assert (history.scans[0].source_uri, history.scans[0].created_at) == (
+        {"ct": "k"},
+        datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
+    )
+    assert [event.to_state for event in history.events] == ["ingested"]
+    assert [(audit.action, audit.reviewer) for audit in catalog.audits()] == [("promote", "r")]
+    assert [run.run_id for run in catalog.unfinished_runs()] == [1]
+    assert catalog.claim(1, "me", 60.0)
+    catalog.note_outcome(1, CaseOutcome("c1", Outcome.DONE))
+    assert catalog.count_outcomes(1)[Outcome.DONE] == 1
+    catalog.close()
+
+
+def test_an_outcome_that_nobody_knows_is_refused(catalog: Catalog):
+    run_id = catalog.begin_run("prepare", {})
+    with pytest.raises(ConflictError, match="outcome"), catalog.database.writing() as session:
+        session.execute(
+            text("INSERT INTO run_outcomes (run_id, case_id, outcome) VALUES (:id, 'a', 'fine')"),
+            {"id": run_id},
+        )
 
 
 def test_a_catalog_of_a_newer_release_is_left_alone(catalog: Catalog, catalog_url: str):
