@@ -173,7 +173,10 @@ def _finish_marks(workspace: Workspace, decided: int | None) -> None:
     registry = workspace.registry
     versions, rows = registry.versions(), _rows(workspace)
     for version in versions:
-        unmarked = [r for r in about(rows, version.version) if not review.is_marked(version.tags, r)]
+        told = about(rows, version.version)
+        unmarked = [row for row in told if not review.is_marked(version.tags, row)]
+        if version.version == decided:
+            unmarked = unmarked or told[-1:]  # its tag `review.audit` is not to be trusted then
         if not unmarked:
             continue
         asked = review.read(version.tags, None)

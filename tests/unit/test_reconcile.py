@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,17 @@ class TestApprovals:
         assert registry.aliases() == {"champion": champion, "candidate": version}
         assert found.current is not None
         assert found.current.version == champion
+        _require_calm(settings)
+
+    def test_audit_tag_set_by_hand_does_not_keep_an_approval_alive(
+        self, settings: Settings, registry: MlflowRegistry, make: Make
+    ) -> None:
+        version = make(POOR)
+        registry.set_tag(version, "review.audit", "99")
+        approve(settings, version)
+        reconcile(settings)
+        assert registry.get_alias("approved") is None
+        assert registry.tags(version)["review.audit"] == str(_rows(settings)[-1].audit_id)
         _require_calm(settings)
 
     def test_approval_of_the_champion_is_consumed_and_cannot_act_later(
@@ -364,16 +376,18 @@ class TestOthersDecideMeanwhile:
     @pytest.fixture
     def between(
         self, settings: Settings, make: Make, monkeypatch: pytest.MonkeyPatch
-    ) -> Callable[[str], list[str]]:
-        """`follow_audit` with the other's decision inside a call of the registry that reads or writes."""
+    ) -> Callable[[str, bool], list[str]]:
+        """`follow_audit` with the other's decision inside a call of the registry that reads or writes.
+
+        Version 2 was promoted before, and cut off where there shall be something left to write.
+        """
         make(promoted=True)
         second, third = make(), make()
-        with monkeypatch.context() as patch:
-            Outage(patch, 0)
-            with pytest.raises(UnavailableError):
-                promote.promote(settings, second, reviewer="Dr A", comment="good")
 
-        def follow(method: str) -> list[str]:
+        def follow(method: str, cut_off: bool) -> list[str]:
+            with monkeypatch.context() as patch, suppress(UnavailableError):
+                Outage(patch, 0 if cut_off else 99)
+                promote.promote(settings, second, reviewer="Dr A", comment="good")
             real = getattr(MlflowRegistry, method)
 
             def interrupted(*arguments: Any) -> Any:
@@ -387,11 +401,18 @@ class TestOthersDecideMeanwhile:
 
         return follow
 
-    @pytest.mark.parametrize("method", ["versions", "set_alias"])
+    @pytest.mark.parametrize(
+        ("method", "cut_off"), [("versions", False), ("versions", True), ("set_alias", True)]
+    )
     def test_the_later_decision_stands_and_nobody_is_accused(
-        self, settings: Settings, registry: MlflowRegistry, between: Callable[[str], list[str]], method: str
+        self,
+        settings: Settings,
+        registry: MlflowRegistry,
+        between: Callable[[str, bool], list[str]],
+        method: str,
+        cut_off: bool,
     ) -> None:
-        assert between(method) == []
+        assert between(method, cut_off) == []
         assert registry.aliases() == {"champion": 3, "previous": 2}
         assert _actions(settings) == [("promote", 1, None), ("promote", 2, 1), ("promote", 3, 2)]
         _require_calm(settings)
