@@ -25,7 +25,7 @@ from retroln.catalog.records import ScanDraft, ScanRecord
 from retroln.catalog.states import ScanState
 from retroln.errors import ConflictError, NotFoundError, UnavailableError
 from retroln.settings import Settings
-from retroln.steps import claimed, outages
+from retroln.steps import claimed, outages, prepare
 from retroln.steps.claimed import Job, run_claimed
 from retroln.steps.workspace import open_workspace
 
@@ -326,6 +326,16 @@ class TestServersThatAreAway:
         (outcome,) = run_claimed(job, [add(job.catalog)])
         assert (outcome.outcome, outcome.reason) == (Outcome.FAILED, "UnavailableError")
         assert job.catalog.outcomes_of(job.run_id) == [outcome]
+
+    def test_a_scan_is_not_blamed_for_a_store_that_is_away(
+        self, shared: Settings, monkeypatch: pytest.MonkeyPatch
+    ):
+        catalog = open_workspace(shared).catalog
+        scan_id, run_id = add(catalog), catalog.begin_run("prepare", {})
+        monkeypatch.setattr(prepare, "_prepare", Away(1, None))
+        (outcome,) = prepare.prepare(shared, [scan_id], run_id=run_id, owner="me")
+        assert (outcome.outcome, outcome.reason) == (Outcome.FAILED, "UnavailableError")
+        assert [event.to_state for event in catalog.case_history("c1").events] == ["ingested"]
 
     def test_without_a_catalog_the_pass_ends_and_the_rest_waits(
         self, shared: Settings, monkeypatch: pytest.MonkeyPatch

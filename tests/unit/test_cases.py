@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
 
 from retroln.catalog.accounting import CaseOutcome, Outcome
+from retroln.errors import UnavailableError
+from retroln.steps import outages
 from retroln.steps.cases import run_cases
 
 
@@ -34,3 +41,37 @@ def test_killed_process_fails_its_own_case_alone() -> None:
     assert len(seen) == len(items)
     assert (outcomes["dies"].outcome, outcomes["dies"].reason) == (Outcome.FAILED, "process_died")
     assert all(outcomes[name].outcome is Outcome.DONE for name in ("a", "b", "c"))
+
+
+def test_a_case_waits_for_a_server_that_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outages, "_FIRST_PAUSE_S", 0.001)
+    calls: list[str] = []
+
+    def work(item: str) -> CaseOutcome:
+        calls.append(item)
+        if calls.count("b") in (1, 2):
+            raise UnavailableError("the store does not answer")
+        return CaseOutcome(item, Outcome.DONE)
+
+    outcomes = run_cases(work, ["a", "b", "c"], case_id=str, patience_s=30.0)
+    assert [one.outcome for one in outcomes] == [Outcome.DONE] * 3
+    assert calls == ["a", "b", "b", "b", "c"]
+
+
+def _leave_a_mark(folder: Path, item: str) -> CaseOutcome:
+    time.sleep(0.1)
+    (folder / item).touch()
+    return CaseOutcome(item, Outcome.DONE)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_cases_that_have_not_begun_stay_when_the_pass_ends(tmp_path: Path, processes: int) -> None:
+    def refuse(outcome: CaseOutcome) -> None:
+        raise RuntimeError("no more")
+
+    items = [str(number) for number in range(30)]
+    with pytest.raises(RuntimeError, match="no more"):
+        run_cases(
+            partial(_leave_a_mark, tmp_path), items, case_id=str, processes=processes, on_outcome=refuse
+        )
+    assert 1 <= len(list(tmp_path.iterdir())) <= 10
