@@ -13,6 +13,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from retroln.catalog.accounting import Accounting, CaseOutcome, Outcome
+from retroln.errors import RetroLNError
 from retroln.settings import Settings
 from retroln.steps.outages import riding_out
 from retroln.steps.runs import Backlog, Run
@@ -20,6 +21,18 @@ from tasks import events
 from tasks.artifacts import show_accounting
 
 DAY_S = 24 * 3600
+
+
+class CasesFailedError(RetroLNError):
+    """Some cases failed; the rest is done. A failed flow's state holds it: Prefect wants an error there."""
+
+    def __init__(self, message: str, accounting: Accounting) -> None:
+        super().__init__(message)
+        self.accounting = accounting
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Survive pickling with the accounting."""
+        return CasesFailedError, (str(self), self.accounting)
 
 
 def begin(settings: Settings, flow: str, parameters: dict[str, Any]) -> Run:
@@ -58,7 +71,8 @@ def end(
     if accounting.failed:
         failed = [o.case_id for o in outcomes if o.outcome is Outcome.FAILED]
         names = ", ".join(failed[:20]) + (" and others" if len(failed) > 20 else "")
-        return Failed(message=f"{message}, {accounting.failed} failed: {names}", data=accounting)
+        message = f"{message}, {accounting.failed} failed: {names}"
+        return Failed(message=message, data=CasesFailedError(message, accounting))
     name = "Quarantined" if accounting.quarantined else "Completed"
     return Completed(name=name, message=message, data=accounting)
 

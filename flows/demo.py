@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from retroln.catalog.accounting import Accounting, CaseOutcome
-from retroln.errors import GateError, UserError
+from retroln.errors import UserError
 from retroln.files import write_json
 from retroln.report.terminal import figure_table, stage_table
 from retroln.settings import Settings, TrainSpec
@@ -168,12 +168,8 @@ def _promote(settings: Settings, version: int) -> Accounting:
     with _progress("promote", None):
         state = _within(settings, promote, version, Review(approve=True, reviewer="demo", comment=comment))
     if not state.is_completed():
-        raise GateError(str(state.message), got=_failed(state.data), fix="train a better one")
+        raise state.data
     return Accounting(1, 1, 0, 0, 0)
-
-
-def _failed(gates: Any) -> str:
-    return ", ".join(f"{c.name} {c.got} (needed {c.needed})" for c in gates.checks if not c.passed)
 
 
 def _within(settings: Settings, flow: Any, *arguments: Any) -> Any:
@@ -191,9 +187,10 @@ def _named(*flows: Any) -> list[tuple[str, Any]]:
 def _run(name: str, flow: Any, settings: Settings) -> Accounting:
     with _progress(name, None):
         state = _within(settings, flow)
-    accounting = state.data if isinstance(state.data, Accounting) else state.result(raise_on_failure=False)
+    found = state.result(raise_on_failure=False)
+    accounting = getattr(found, "accounting", found)
     if not isinstance(accounting, Accounting):
-        raise accounting
+        raise found
     return accounting
 
 

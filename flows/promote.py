@@ -10,7 +10,7 @@ from prefect.states import Completed, Failed
 from pydantic import Field
 
 from flows.accounting import rename
-from retroln.errors import NotFoundError
+from retroln.errors import GateError, NotFoundError
 from retroln.metrics.gate import GateDecision
 from retroln.settings import Settings
 from retroln.steps.workspace import open_workspace
@@ -44,12 +44,18 @@ def promote(version: int | None = None, review: Review | None = None) -> State[G
     shown = _show(settings, version, gates)
     if not gates.passed:
         rename(f"promote: version {version} fails its gates")
-        return Failed(name="Refused", message=f"version {version} fails its gates", data=gates)
+        refusal = GateError(f"version {version} fails its gates", got=failed_checks(gates))
+        return Failed(name="Refused", message=str(refusal), data=refusal)
     if review is None:
         rename(f"promote: version {version} waits for a reviewer")
         form = Review.with_initial_data(description=shown, approve=False)
         review = suspend_flow_run(wait_for_input=form, timeout=_WEEK_S, key=f"review-{version}")
     return _decide(settings, version, review, gates)
+
+
+def failed_checks(gates: GateDecision) -> str:
+    """The gates that did not pass, in words."""
+    return ", ".join(f"{c.name} {c.got} (needed {c.needed})" for c in gates.checks if not c.passed)
 
 
 def _candidate(settings: Settings) -> int:

@@ -137,6 +137,7 @@ def _mlflow_environment(stack: Stack, webhook: bool) -> dict[str, str]:
         "[mlflow]\ndefault_permission = READ\n"
         f"database_uri = {url}\n"
         "admin_username = admin\n"
+        "auth_cache_ttl_seconds = 30\n"  # else every request hashes the password anew
         "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n",
     )
     environment = {
