@@ -1,7 +1,9 @@
 """Runs and registry against an embedded MLflow (SQLite) and a real `mlflow server`."""
 
+import itertools
 import json
 import logging
+import multiprocessing
 import os
 import shutil
 import signal
@@ -17,9 +19,19 @@ import pytest
 
 from retroln.errors import ConflictError, IntegrityError, NotFoundError, UserError
 from retroln.settings import Settings
+from retroln.tracking import journal
 from retroln.tracking import registry as registry_module
 from retroln.tracking.registry import MlflowRegistry, tree_sha256
-from retroln.tracking.runs import start, training_run
+from retroln.tracking.runs import (
+    attach,
+    attached,
+    fail,
+    find_unfinished,
+    is_finished,
+    replay_waiting,
+    start,
+    training_run,
+)
 
 
 def _free_port() -> int:
@@ -282,25 +294,115 @@ def test_an_empty_bundle_is_refused(settings, run, tmp_path):
 
 
 def test_an_outage_neither_stops_training_nor_loses_an_epoch(tmp_path, caplog):
+    """Six seconds of outage; a minute with RETROLN_LONG_TESTS set."""
     server = MlflowServer(tmp_path)
     server.start()
+    losses, stopped_at, away_s = {}, None, 60.0 if os.environ.get("RETROLN_LONG_TESTS") else 6.0
     try:
         settings = Settings(mlflow_uri=server.uri, work_dir=tmp_path / "work")
-        with training_run(settings, name="outage", params={}) as run:
-            run.log_epoch({"epoch": 0, "train_loss": 1.0})
-            server.stop()
-            with caplog.at_level(logging.WARNING, "retroln"):
-                run.log_epoch({"epoch": 1, "train_loss": 0.9})
-                run.log_epoch({"epoch": 2, "train_loss": 0.8})
-            assert [json.loads(line)["step"] for line in run.journal.read_text().splitlines()] == [1, 2]
+        with training_run(settings, name="outage", params={}) as opened:
+            pass
+        with attached(settings, opened.run_id, "fold0") as run:
+            for epoch in itertools.count():
+                if epoch == 2:
+                    server.stop()
+                    stopped_at = time.monotonic()
+                if stopped_at and time.monotonic() - stopped_at > away_s:
+                    break
+                losses[epoch] = 1 / (epoch + 1)
+                before = time.monotonic()
+                run.log_epoch({"epoch": epoch, "fold0.train_loss": losses[epoch]})
+                assert time.monotonic() - before < 20
+                time.sleep(0.5)
+            assert len(run.journal.read_text().splitlines()) == len(losses) - 2 > 2
             server.start()
-            run.log_epoch({"epoch": 3, "train_loss": 0.7})
-            assert _history(run, "train_loss") == [(0, 1.0), (1, 0.9), (2, 0.8), (3, 0.7)]
-        assert [r.message.split(",")[0] for r in caplog.records if r.name.startswith("retroln")] == [
-            "MLflow is away"
+            run.log_epoch({"epoch": len(losses), "fold0.train_loss": 0.0})
+        kept = opened.connection.client.get_metric_history(opened.run_id, "fold0.train_loss")
+        assert [(m.step, m.value) for m in kept] == [*losses.items(), (len(losses), 0.0)]
+        assert [m.timestamp for m in kept] == sorted(m.timestamp for m in kept)
+        assert kept[-1].timestamp - kept[2].timestamp > away_s * 900
+        assert list((tmp_path / "work" / "journals").iterdir()) == []
+        warned = [
+            record.message.split(",")[0] for record in caplog.records if record.name.startswith("retroln")
         ]
+        assert warned == ["MLflow is away"]
     finally:
         server.stop()
+
+
+def _log_and_die(settings, run_id):
+    """As a training process that is killed: what it logged waits, its last line is torn."""
+    run = attach(settings, run_id, "fold1")
+    run.log_epoch({"epoch": 0, "lr": 0.5})
+    with run.journal.open("a") as stream:
+        stream.write('{"run_id": "to')
+        stream.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_sweep_delivers_what_waits_but_not_what_is_being_written(settings, run):
+    away = settings.model_copy(update={"mlflow_uri": f"http://127.0.0.1:{_free_port()}"})
+    dead = multiprocessing.get_context("spawn").Process(target=_log_and_die, args=(away, run.run_id))
+    dead.start()
+    dead.join(60)
+    assert dead.exitcode == -signal.SIGKILL
+    live = attach(away, run.run_id, "fold0")
+    live.log_epoch({"epoch": 0, "train_loss": 1.0})
+    live.log_epoch({"epoch": 1, "train_loss": 0.5})
+    assert replay_waiting(settings) == 1
+    assert (_history(run, "lr"), _history(run, "train_loss")) == ([(0, 0.5)], [])
+    assert [path.name for path in live.journal.parent.iterdir()] == [live.journal.name]
+    live.close()
+    assert replay_waiting(settings, "another run") == 0
+    assert replay_waiting(settings) == 2
+    assert _history(run, "train_loss") == [(0, 1.0), (1, 0.5)]
+    assert (replay_waiting(settings), list(live.journal.parent.iterdir())) == (0, [])
+
+
+def test_sweep_leaves_what_mlflow_does_not_take(settings, run, caplog):
+    away = settings.model_copy(update={"mlflow_uri": f"http://127.0.0.1:{_free_port()}"})
+    with attached(away, run.run_id, "fold0") as part:
+        part.log_epoch({"epoch": 0, "lr": 0.5})
+    with caplog.at_level(logging.WARNING, "retroln"):
+        assert replay_waiting(away) == 0
+    assert "metrics still wait" in caplog.text
+    assert json.loads(part.journal.read_text())["metrics"] == {"lr": 0.5}
+
+
+def test_step_keeps_its_first_value(settings, run):
+    run.log_epoch({"epoch": 0, "lr": 0.5})
+    run.log_epoch({"epoch": 0, "lr": 0.4, "train_loss": 1.0})
+    run.close()
+    with attached(settings, run.run_id, "fold0") as again:
+        again.log_epochs([{"epoch": 0, "lr": 0.3}, {"epoch": 1, "lr": 0.2}, {"epoch": 1, "lr": 0.1}])
+    assert _history(run, "lr") == [(0, 0.5), (1, 0.2)]
+    assert _history(run, "train_loss") == [(0, 1.0)]
+
+
+def test_two_processes_do_not_share_a_journal(settings, run, monkeypatch):
+    monkeypatch.setattr(journal, "_PATIENCE_S", 0.0)
+    one, other = attach(settings, run.run_id, "fold0"), attach(settings, run.run_id, "fold0")
+    one.log_epoch({"epoch": 0, "lr": 0.5})
+    with pytest.raises(ConflictError, match="another process logs"):
+        other.log_epoch({"epoch": 1, "lr": 0.5})
+    one.close()
+    other.log_epoch({"epoch": 1, "lr": 0.5})
+    other.close()
+    assert _history(run, "lr") == [(0, 0.5), (1, 0.5)]
+
+
+def test_unfinished_run_is_found_by_its_tags(settings, tmp_path):
+    tags = {"dataset.version": tmp_path.name, "train.spec": "a"}
+    assert find_unfinished(settings, tags) is None
+    run = start(settings, name="x", params={}, tags=tags)
+    assert find_unfinished(settings, tags) == run.run_id
+    assert find_unfinished(settings, {**tags, "train.spec": "b"}) is None
+    fail(run, "no worker")
+    assert find_unfinished(settings, tags) == run.run_id
+    assert not is_finished(settings, run.run_id)
+    run.end("FINISHED")
+    assert find_unfinished(settings, tags) is None
+    assert is_finished(settings, run.run_id)
 
 
 def test_no_server_is_one_clear_error(tmp_path, monkeypatch):

@@ -31,7 +31,7 @@ from retroln.settings import Hu, RoiSpec, TrainSpec
 SHAPE = (40, 44, 26)
 GRID = Grid(SHAPE, np.array([[2.0, 0, 0, -40], [0, 1.98, -0.42, 12], [0, 0.28, 2.97, -7], [0, 0, 0, 1]]))
 # enough iterations that a signal sent after the first epoch arrives within the second
-SPEC = TrainSpec(profile="demo", epochs=2, iterations=25, validation_iterations=1, n_folds=2, device="cpu")
+SPEC = TrainSpec(profile="demo", epochs=2, iterations=60, validation_iterations=1, n_folds=2, device="cpu")
 
 
 def blobs(seed: int) -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
