@@ -31,7 +31,7 @@ from retroln.settings import Hu, RoiSpec, TrainSpec
 SHAPE = (40, 44, 26)
 GRID = Grid(SHAPE, np.array([[2.0, 0, 0, -40], [0, 1.98, -0.42, 12], [0, 0.28, 2.97, -7], [0, 0, 0, 1]]))
 # enough iterations that a signal sent after the first epoch arrives within the second
-SPEC = TrainSpec(profile="demo", epochs=2, iterations=60, validation_iterations=1, n_folds=2, device="cpu")
+SPEC = TrainSpec(profile="demo", epochs=2, iterations=25, validation_iterations=1, n_folds=2, device="cpu")
 
 
 def blobs(seed: int) -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
@@ -136,6 +136,15 @@ def test_checkpoint_that_training_did_not_write_is_not_loaded(finished: Finished
     torch.save(finished.interrupted, tmp_path / checkpoint.LATEST)
     with pytest.raises(IntegrityError, match="not the one that training wrote"):
         checkpoint.saved(tmp_path)
+
+
+def test_reference_alone_can_be_preprocessed(tmp_path: Path) -> None:
+    folders = environment.activate(tmp_path)
+    dataset.write_raw(folders, write_cases(tmp_path / "crops")[:1])
+    plans_id = plans.plan(folders, "reference")
+    train.preprocess(folders, plans_id)
+    base = folders.preprocessed / dataset.DATASET_NAME
+    assert [path.name for path in base.rglob("c0.b2nd")] == ["c0.b2nd"]
 
 
 def test_finished_fold_is_not_trained_again(finished: Finished) -> None:
