@@ -7,16 +7,22 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: demo test setup check lint bench wheel clean help
+.PHONY: demo test stack stack-down setup check lint bench wheel clean help
 
 help: ## this list
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
 demo: setup ## the whole way on one machine: phantom CT to measured nodes on a page
 	$(BIN)/python -m flows.demo --fresh
 
 test: setup ## every test
 	$(BIN)/python -m pytest
+
+stack: setup ## every server and worker on this machine
+	$(BIN)/python -W ignore -m infra.stack up
+
+stack-down: setup ## stop what `make stack` started; data stays
+	$(BIN)/python -m infra.stack down
 
 setup: .venv/.ready ## the set-up alone
 
@@ -28,6 +34,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	bash infra/lint.sh
 
 bench: setup ## ratios against stated baselines
 	$(BIN)/python -m benchmarks.crop

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from prefect import flow
 from prefect.client.schemas.objects import State
+from prefect.states import Completed
 
-from flows.accounting import DAY_S, begin, settle
+from flows.accounting import DAY_S, begin, rename, settle
 from flows.fan_out import fan_out
 from flows.shard import told
 from retroln.catalog.accounting import Accounting
+from retroln.errors import NotFoundError
 from retroln.steps import infer as step
 from tasks import stages
 from tasks.policy import settings_in_use
@@ -24,7 +26,11 @@ def infer(shard_size: int | None = None, dask_address: str | None = None) -> Sta
         dask_address: Address of a Dask scheduler to use instead of the work pool, e.g. tcp://dask:8786.
     """
     settings = settings_in_use()
-    model = stages.fetch_champion(settings)
+    try:
+        model = stages.fetch_champion(settings)
+    except NotFoundError as error:
+        rename("infer: nothing is promoted yet")
+        return Completed(name="NothingPromoted", message=str(error))
     size = shard_size or settings.shard_size
     with begin(settings, "infer", {"model": model.name, "version": model.version}) as run:
         backlog = step.backlog(settings, model)

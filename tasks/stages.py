@@ -12,6 +12,7 @@ from prefect import runtime, task
 from prefect.cache_policies import NO_CACHE
 
 from retroln.catalog.accounting import CaseOutcome
+from retroln.errors import ConflictError
 from retroln.metrics.gate import GateDecision
 from retroln.settings import Settings, TrainSpec
 from retroln.steps import infer, ingest, prepare, promote, reconcile, training
@@ -20,6 +21,7 @@ from retroln.steps.infer import Model
 from retroln.steps.promote import Decision
 from retroln.steps.reconcile import Reconciled
 from retroln.steps.training import Candidate, Ticket
+from retroln.steps.workspace import open_workspace
 from tasks.policy import log_epoch, log_outcome, settings_in_use
 
 OWNER = "flow-run/"
@@ -50,8 +52,21 @@ def prepare_shard(settings: Settings | None, scan_ids: Sequence[int], run_id: in
 def infer_shard(settings: Settings | None, scan_ids: Sequence[int], run_id: int) -> list[CaseOutcome]:
     """Run the champion over some scans with the network kept warm."""
     settings = settings or settings_in_use()
-    model = infer.fetch_champion(settings)
+    model = _champion_of(settings, run_id)
     return infer.infer(settings, model, scan_ids, run_id=run_id, owner=owner(), on_outcome=log_outcome)
+
+
+def _champion_of(settings: Settings, run_id: int) -> Model:
+    """The champion, if it still is the one that the run was begun with."""
+    model = infer.fetch_champion(settings)
+    begun = open_workspace(settings).catalog.run(run_id).parameters["version"]
+    if model.version != begun:
+        raise ConflictError(
+            f"version {model.version} became champion during this run",
+            expected=f"version {begun}",
+            fix="the next run of infer takes these scans up with it",
+        )
+    return model
 
 
 def owner() -> str:

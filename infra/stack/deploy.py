@@ -147,7 +147,7 @@ def _replace(automation: Any) -> None:
 
 def _notify_action(settings: Settings) -> Any:
     """Post to `RETROLN_NOTIFY_URL`; the address is kept in a secret block, not in the automation."""
-    if settings.notify_url is None:
+    if not settings.notify_url or not settings.notify_url.get_secret_value():
         return None
     from prefect.blocks.notifications import CustomWebhookNotificationBlock
     from prefect.events.actions import SendNotification

@@ -23,6 +23,7 @@ from retroln.imaging.volume import Volume
 from retroln.nnunet.bundle import Contract
 from retroln.report.case_page import CasePage, case_page
 from retroln.settings import RoiSpec, Settings
+from retroln.steps import champion
 from retroln.steps.cases import OnOutcome
 from retroln.steps.claimed import Job, run_claimed
 from retroln.steps.runs import Backlog
@@ -44,12 +45,15 @@ class Model:
 def fetch_champion(settings: Settings) -> Model:
     """Download the champion (once) and say which it is.
 
+    The audit decides which that is: an alias that somebody moved by hand is not followed.
+
     Raises:
         NotFoundError: nothing has been promoted yet.
     """
     workspace = open_workspace(settings)
     registry = workspace.registry
-    version = registry.get_alias("champion")
+    row = champion.current(workspace.catalog.audits(settings.model_name))
+    version = row.version if row else None
     if version is None:
         raise NotFoundError(
             f"model {settings.model_name} has no champion", fix="train and promote a version first"

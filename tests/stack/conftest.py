@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -51,8 +52,14 @@ def _command(stack: Stack, *words: str) -> None:
 
 @pytest.fixture(scope="session")
 def stack() -> Iterator[Stack]:
-    """A running stack in a folder of its own, with a Prefect schedule that the tests' runs do not meet."""
-    home = Path(tempfile.mkdtemp(prefix="retroln-stack-"))
+    """A running stack in a folder of its own; `RETROLN_TEST_STACK` keeps one for the next session there."""
+    kept = os.environ.get("RETROLN_TEST_STACK")
+    if kept and (Path(kept) / "stack.json").exists():
+        port = json.loads((Path(kept) / "stack.json").read_text())["first_port"]
+        yield Stack(Path(kept), port)
+        return
+    home = Path(kept) if kept else Path(tempfile.mkdtemp(prefix="retroln-stack-"))
+    home.mkdir(exist_ok=True)
     home.chmod(0o711)
     made = Stack(home, free_ports(20))
     (home / "platform.env").write_text(_LENIENT)
@@ -60,8 +67,8 @@ def stack() -> Iterator[Stack]:
         _command(made, "up", "--shard-workers", "2", "--webhook")
         yield made
     finally:
-        _command(made, "down")
-        if not os.environ.get("RETROLN_KEEP_STACK"):
+        if not kept:
+            _command(made, "down")
             shutil.rmtree(home, ignore_errors=True)
 
 

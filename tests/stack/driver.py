@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,11 +22,14 @@ from prefect.client.schemas.sorting import FlowRunSort
 from infra.stack.plan import Stack
 from infra.stack.supervisor import Supervisor
 from retroln.catalog.catalog import Catalog
+from retroln.catalog.records import RunRecord
 from retroln.catalog.states import ScanState
 from retroln.imaging import nifti
 from retroln.imaging.phantom import Phantom
 from retroln.settings import Settings
+from retroln.steps import promote
 from retroln.steps.workspace import Workspace, open_workspace
+from retroln.tracking.runs import training_run
 
 Seen = TypeVar("Seen")
 
@@ -107,6 +111,38 @@ class Platform:
         """What a flow run shows, by key."""
         of_run = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run_id]))
         return {str(a.key): str(a.data) for a in self.prefect.read_artifacts(artifact_filter=of_run)}
+
+    def last_run(self, flow: str) -> RunRecord:
+        """The catalog's newest run of a flow."""
+        return next(run for run in self.catalog.runs() if run.flow == flow)
+
+    @contextmanager
+    def without_trigger(self, name: str) -> Iterator[None]:
+        """Hold an automation back for the length of a block."""
+        found = next(a for a in self._automations() if a["name"].endswith(name))
+        self.prefect.request(
+            "PATCH", "/automations/{id}", path_params={"id": found["id"]}, json={"enabled": False}
+        )
+        try:
+            yield
+        finally:
+            self.prefect.request(
+                "PATCH", "/automations/{id}", path_params={"id": found["id"]}, json={"enabled": True}
+            )
+
+    def _automations(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.prefect.request("POST", "/automations/filter", json={}).json()
+        return found
+
+    def register_again(self, **figures: float) -> int:
+        """Register the newest version's bundle as another one, with other test figures if any are given."""
+        registry = self.workspace.registry
+        newest = registry.versions()[-1]
+        bundle = registry.fetch(newest.version, self.settings.work_dir / "models")
+        summary = {**json.loads(newest.tags[promote.SUMMARY_TAG]), **figures}
+        tags = {name: newest.tags[name] for name in (promote.TEST_HASH_TAG, promote.DATASET_TAG)}
+        with training_run(self.settings, name="registered again by a test", params={}) as run:
+            return registry.register(bundle, run.run_id, tags | {promote.SUMMARY_TAG: json.dumps(summary)})
 
     def states(self, *cases: str) -> set[ScanState]:
         """In which states these cases are."""

@@ -1,0 +1,91 @@
+"""Review in MLflow: tags and alias of a person, reconcile decides, inference starts once."""
+
+from __future__ import annotations
+
+import pytest
+
+from retroln.tracking.connection import Connection
+from tests.stack.driver import Platform, wait
+from tests.stack.test_pipeline import SPEC, prepared
+
+__all__ = ["prepared"]
+
+
+@pytest.fixture
+def promoted(prepared: Platform) -> Platform:
+    """A platform with a champion."""
+    platform = prepared
+    if platform.workspace.registry.get_alias("champion") is None:
+        platform.run("train", spec=SPEC.model_dump(mode="json"), timeout_s=400)
+        review = {"approve": True, "reviewer": "Dr A", "comment": "the first"}
+        assert platform.run("promote", review=review).state_name == "Completed"
+    return platform
+
+
+def _approve(platform: Platform, version: int, **tags: str) -> None:
+    """What a reviewer does in MLflow's pages."""
+    client, name = Connection.of(platform.settings).client, platform.settings.model_name
+    for tag, value in tags.items():
+        client.set_model_version_tag(name, str(version), f"review.{tag}", value)
+    client.set_registered_model_alias(name, "approved", str(version))
+
+
+def test_approval_by_tags_and_alias_promotes_and_starts_inference_once(promoted: Platform) -> None:
+    platform, registry = promoted, promoted.workspace.registry
+    old = registry.get_alias("champion")
+    version = platform.register_again()
+    _approve(platform, version, decision="approve", reviewer="Dr B", comment="compared with the old one")
+    wait(lambda: registry.get_alias("champion") == version, 400, "reconcile does not promote")
+    aliases = registry.aliases()
+    assert (aliases["previous"], "approved" in aliases) == (old, False)
+    row = platform.catalog.audits(platform.settings.model_name)[-1]
+    assert (row.action, row.version, row.previous_version, row.reviewer) == ("promote", version, old, "Dr B")
+    assert registry.tags(version)["review.audit"] == str(row.audit_id)
+    key = f"{platform.settings.model_name}-audit-{row.audit_id}"
+    wait(lambda: _started_by(platform, key), 60, "inference is not started")
+    platform.run("reconcile")
+    assert _started_by(platform, key) == 1
+
+
+def _started_by(platform: Platform, key: str) -> int:
+    return sum(run.idempotency_key == key for run in platform.runs_of("infer"))
+
+
+def test_version_that_fails_its_gates_is_refused_with_the_reason_on_it(promoted: Platform) -> None:
+    platform, registry = promoted, promoted.workspace.registry
+    champion = registry.get_alias("champion")
+    version = platform.register_again(fp_per_volume=2e6)
+    _approve(platform, version, decision="approve", reviewer="Dr B", comment="in a hurry")
+    run = platform.run("reconcile")
+    assert f"version {version} is refused" in platform.artifacts(run.id)["reconcile"]
+    assert registry.get_alias("champion") == champion
+    assert "fp_per_volume" in registry.tags(version)["review.refused"]
+    assert registry.get_alias("approved") is None
+    asked = platform.run("promote", version=version)
+    assert asked.state_name == "Refused"
+    assert "fp_per_volume" in str(asked.state.message if asked.state else "")
+
+
+def test_champion_moved_by_hand_is_put_back_and_reported(promoted: Platform) -> None:
+    platform, registry = promoted, promoted.workspace.registry
+    champion = registry.get_alias("champion")
+    other = next(v.version for v in registry.versions() if v.version != champion)
+    client = Connection.of(platform.settings).client
+    client.set_registered_model_alias(platform.settings.model_name, "champion", str(other))
+    run = platform.run("reconcile")
+    assert registry.get_alias("champion") == champion
+    assert str(other) in platform.artifacts(run.id)["reconcile"]
+    assert platform.catalog.audits(platform.settings.model_name)[-1].action == "restore"
+
+
+def test_alias_without_a_review_waits_and_says_what_is_missing(promoted: Platform) -> None:
+    platform, registry = promoted, promoted.workspace.registry
+    version = platform.register_again()
+    _approve(platform, version)
+    run = platform.run("reconcile")
+    assert "review.reviewer" in platform.artifacts(run.id)["reconcile"]
+    assert "review.reviewer" in registry.tags(version)["review.waiting"]
+    _approve(platform, version, decision="reject", reviewer="Dr B", comment="not needed")
+    platform.run("reconcile")
+    assert registry.get_alias("approved") is None
+    assert registry.tags(version)["review.decision"] == "rejected"
