@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
 import click
 
-from retroln.errors import RetroLNError
+from retroln.cli.finding import Finding, tried
+from retroln.errors import SettingsError
 from retroln.settings import Settings
 
 _EXTRAS = {
@@ -27,21 +28,11 @@ _TOO_NEW = {"fastapi": ((0, 151), "fastapi>=0.139,<0.151"), "sqlalchemy": ((2, 1
 _SHADOWS = ("argparse", "unittest2", "traceback2", "linecache2")
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One check: what was looked at, whether it is well, what was seen, how to mend it."""
-
-    name: str
-    well: bool
-    seen: str
-    fix: str = ""
-
-
 @click.command()
-def doctor() -> None:
+@click.option("--servers", is_flag=True, help="Use every server as the platform does: write, read, log in.")
+def doctor(servers: bool) -> None:
     """Say what works on this machine and the fix for what does not."""
-    settings = Settings()
-    findings = [*_versions(), *_traps(), _gpu(), *_weights(), *_servers(settings)]
+    findings = [*_versions(), *_traps(), _gpu(), *_weights(), *_places(servers)]
     for finding in findings:
         mark = "ok  " if finding.well else "FIX "
         click.echo(
@@ -102,40 +93,34 @@ def _weights() -> Iterator[Finding]:
         )
 
 
-def _servers(settings: Settings) -> Iterator[Finding]:
+def _places(servers: bool) -> Iterator[Finding]:
+    """Where the settings point to: a look at each place, or real use of each."""
+    try:
+        settings = Settings()
+    except SettingsError as error:
+        yield Finding("settings", False, str(error).removesuffix(f"; fix: {error.fix}"), str(error.fix))
+        return
+    if servers:
+        from retroln.cli.connections import use_servers
+
+        yield from use_servers(settings)
+    else:
+        yield from _answers(settings)
+
+
+def _answers(settings: Settings) -> Iterator[Finding]:
     from retroln.steps.workspace import open_workspace
     from retroln.storage.open import open_store
 
-    yield _try(
-        "source",
-        settings.source_uri,
-        lambda: next(open_store(settings.source_uri, settings).list(), None),
-        "RETROLN_SOURCE_URI",
-    )
-    yield _try(
-        "store",
-        settings.store_uri,
-        lambda: next(open_store(settings.store_uri, settings).list(), None),
-        "RETROLN_STORE_URI",
-    )
+    for name, uri in (("source", settings.source_uri), ("store", settings.store_uri)):
+        store = partial(open_store, uri, settings)
+        yield tried(name, uri, lambda store=store: next(store().list(), None), f"RETROLN_{name.upper()}_URI")  # type: ignore[misc]
     shown = settings.catalog_url.rsplit("@", 1)[-1]
-    yield _try(
+    yield tried(
         "catalog", shown, lambda: open_workspace(settings).catalog.count_by_state(), "RETROLN_CATALOG_URL"
     )
     if _installed("mlflow"):
         from retroln.tracking.registry import MlflowRegistry
 
         shown = settings.mlflow_uri.rsplit("@", 1)[-1]
-        yield _try("mlflow", shown, lambda: MlflowRegistry.of(settings).versions(), "RETROLN_MLFLOW_URI")
-
-
-def _try(name: str, place: str, use: Callable[[], object], variable: str) -> Finding:
-    try:
-        use()
-    except RetroLNError as error:
-        return Finding(name, False, f"{place}: {error}", f"check {variable}")
-    except Exception as error:
-        return Finding(
-            name, False, f"{place}: {type(error).__name__}: {error}".split("\n")[0], f"check {variable}"
-        )
-    return Finding(name, True, place)
+        yield tried("mlflow", shown, lambda: MlflowRegistry.of(settings).versions(), "RETROLN_MLFLOW_URI")
