@@ -9,9 +9,18 @@ from retroln.catalog.predictions import PredictionQueries
 from retroln.catalog.preparation import PreparationQueries
 from retroln.catalog.runs import RunQueries
 from retroln.catalog.scans import ScanQueries
+from retroln.catalog.withdrawals import WithdrawalQueries
 
 
-class Catalog(RunQueries, LedgerQueries, ScanQueries, ClaimQueries, PreparationQueries, PredictionQueries):
+class Catalog(
+    RunQueries,
+    LedgerQueries,
+    ScanQueries,
+    ClaimQueries,
+    PreparationQueries,
+    PredictionQueries,
+    WithdrawalQueries,
+):
     """All queries over one database; safe to share between threads, one per process.
 
     Each method is one transaction and returns frozen records. Besides the errors it names, every

@@ -111,7 +111,8 @@ class Scan(Base):
         UniqueConstraint("case_id", "revision"),
         CheckConstraint("revision >= 1", name="revision"),
         CheckConstraint(
-            "state IN ('ingested', 'prepared', 'quarantined', 'failed', 'requeued', 'superseded')",
+            "state IN ('ingested', 'prepared', 'quarantined', 'failed', 'requeued', 'superseded', "
+            "'withdrawn')",
             name="state",
         ),
         CheckConstraint("state NOT IN ('ingested', 'prepared') OR ct_key IS NOT NULL", name="ct"),
@@ -315,3 +316,28 @@ class Node(Base):
     stratum: Mapped[str | None]
     station: Mapped[str | None]
     level: Mapped[str | None]
+
+
+class Withdrawal(Base):
+    """A patient who took back consent; append-only, so that no later delivery is taken in."""
+
+    __tablename__ = "withdrawals"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    patient_id: Mapped[str] = mapped_column(unique=True)
+    reason: Mapped[str] = mapped_column(Text)
+    by: Mapped[str]
+    at: Mapped[datetime] = mapped_column(default=utc_now)
+
+
+class WithdrawalItem(Base):
+    """One thing that held the patient, and what a withdrawal does with it; append-only."""
+
+    __tablename__ = "withdrawal_items"
+    __table_args__ = (UniqueConstraint("withdrawal_id", "kind", "name"),)
+    id: Mapped[int] = mapped_column(primary_key=True)
+    withdrawal_id: Mapped[int] = mapped_column(ForeignKey("withdrawals.id"))
+    kind: Mapped[str]
+    name: Mapped[str]
+    action: Mapped[str]
+    detail: Mapped[str | None] = mapped_column(Text)
+    at: Mapped[datetime] = mapped_column(default=utc_now)

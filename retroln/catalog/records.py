@@ -305,6 +305,40 @@ class PredictionRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WithdrawalRecord:
+    """A patient who took back consent: who recorded it, when, and why."""
+
+    withdrawal_id: int
+    patient_id: str
+    reason: str
+    by: str
+    at: datetime
+
+
+@dataclass(frozen=True)
+class WithdrawnItem:
+    """One thing that held a withdrawn patient.
+
+    Attributes:
+        kind: object, row, dataset, source, artifact, version or cache.
+        action: deleted, emptied, tombstoned, kept, redacted, marked, or named (left to a person).
+    """
+
+    kind: str
+    name: str
+    action: str
+    detail: str | None = None
+
+
+@dataclass(frozen=True)
+class PatientDataset:
+    """A dataset version that a patient is in, as "train" or as "test"."""
+
+    version: str
+    role: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class CaseHistory:
     """Everything known about a case, oldest first; landmarks and crop of the current revision."""
 

@@ -18,19 +18,31 @@ class ScanState(StrEnum):
     FAILED = "failed"  # something broke; may be tried again
     REQUEUED = "requeued"  # a person released it before anything was stored; waits for ingest
     SUPERSEDED = "superseded"  # a newer revision took its place
+    WITHDRAWN = "withdrawn"  # the patient took back consent; nothing of the scan is kept
 
 
 _S = ScanState
 TRANSITIONS: Mapping[ScanState, frozenset[ScanState]] = MappingProxyType(
     {
-        _S.INGESTED: frozenset({_S.PREPARED, _S.QUARANTINED, _S.FAILED, _S.SUPERSEDED}),
-        _S.PREPARED: frozenset({_S.INGESTED, _S.QUARANTINED, _S.FAILED, _S.SUPERSEDED}),
-        _S.QUARANTINED: frozenset({_S.INGESTED, _S.PREPARED, _S.REQUEUED, _S.QUARANTINED, _S.SUPERSEDED}),
-        _S.FAILED: frozenset(
-            {_S.INGESTED, _S.PREPARED, _S.REQUEUED, _S.QUARANTINED, _S.FAILED, _S.SUPERSEDED}
+        _S.INGESTED: frozenset({_S.PREPARED, _S.QUARANTINED, _S.FAILED, _S.SUPERSEDED, _S.WITHDRAWN}),
+        _S.PREPARED: frozenset({_S.INGESTED, _S.QUARANTINED, _S.FAILED, _S.SUPERSEDED, _S.WITHDRAWN}),
+        _S.QUARANTINED: frozenset(
+            {_S.INGESTED, _S.PREPARED, _S.REQUEUED, _S.QUARANTINED, _S.SUPERSEDED, _S.WITHDRAWN}
         ),
-        _S.REQUEUED: frozenset({_S.QUARANTINED, _S.FAILED, _S.SUPERSEDED}),
+        _S.FAILED: frozenset(
+            {
+                _S.INGESTED,
+                _S.PREPARED,
+                _S.REQUEUED,
+                _S.QUARANTINED,
+                _S.FAILED,
+                _S.SUPERSEDED,
+                _S.WITHDRAWN,
+            }
+        ),
+        _S.REQUEUED: frozenset({_S.QUARANTINED, _S.FAILED, _S.SUPERSEDED, _S.WITHDRAWN}),
         _S.SUPERSEDED: frozenset(),
+        _S.WITHDRAWN: frozenset(),
     }
 )
 FIRST_STATES = frozenset({_S.INGESTED, _S.QUARANTINED, _S.FAILED})

@@ -25,6 +25,7 @@ _COMMANDS = {
     "audit": "review",
     "status": "state",
     "requeue": "state",
+    "withdraw": "withdraw",
     "doctor": "doctor",
 }
 

@@ -14,7 +14,8 @@ from retroln.anatomy.vertebrae import Vertebrae
 from retroln.catalog.accounting import CaseOutcome, Outcome
 from retroln.catalog.records import ScanDraft, ScanRecord
 from retroln.catalog.states import ScanState
-from retroln.errors import InputError, LandmarkError, NotFoundError, naming
+from retroln.catalog.withdrawals import WITHDRAWN
+from retroln.errors import ConflictError, InputError, LandmarkError, NotFoundError, naming
 from retroln.files import sha256_json
 from retroln.imaging import nifti
 from retroln.imaging.geometry import Grid, require_same_grid
@@ -57,9 +58,13 @@ def ingest_case(settings: Settings, run_id: int, entry: CaseEntry) -> CaseOutcom
     """Take one case in: done, skipped when its bytes are known, or quarantined with the reason."""
     workspace = open_workspace(settings)
     current = workspace.catalog.current_scan(entry.case_id)
+    if current and current.state is ScanState.WITHDRAWN:
+        return _refused(entry, _withdrawn(entry, current.patient_id))
     fingerprint = sha256_json([entry.case_id, entry.patient_id, str(entry.problem)])
     sha256: str | None = None
     try:
+        if workspace.catalog.withdrawal_of(entry.patient_id):
+            raise _withdrawn(entry, entry.patient_id)
         if entry.problem:
             raise entry.problem
         parts = parts_of(entry, workspace.source)
@@ -75,8 +80,38 @@ def ingest_case(settings: Settings, run_id: int, entry: CaseEntry) -> CaseOutcom
             draft = _canonicalise(workspace, entry, parts, folder, fingerprint, sha256)
     except InputError as error:
         return _quarantine(workspace, entry, current, error, fingerprint, sha256, run_id)
-    workspace.catalog.add_scan(draft, run_id)
+    try:
+        workspace.catalog.add_scan(draft, run_id)
+    except ConflictError:
+        if workspace.catalog.withdrawal_of(entry.patient_id) is None:
+            raise
+    if workspace.catalog.withdrawal_of(entry.patient_id):
+        return _take_back(workspace, entry)
     return CaseOutcome(entry.case_id, Outcome.DONE)
+
+
+def _take_back(workspace: Workspace, entry: CaseEntry) -> CaseOutcome:
+    """Remove what was just stored of a patient who was withdrawn meanwhile."""
+    from retroln.steps import withdraw  # looks into MLflow, which ingest does not need otherwise
+
+    withdraw.finish(workspace.settings, entry.patient_id)
+    return _refused(entry, _withdrawn(entry, entry.patient_id))
+
+
+def _withdrawn(entry: CaseEntry, patient_id: str) -> InputError:
+    """Why nothing of a patient who took back consent, or under such a patient's case id, is taken in."""
+    return InputError(
+        f"patient {patient_id} took back consent",
+        reason=WITHDRAWN,
+        file=entry.ct,
+        expected="no delivery of this patient",
+        got=f"case {entry.case_id}",
+        fix="delete it from the source; a case of somebody else needs a case id of its own",
+    )
+
+
+def _refused(entry: CaseEntry, error: InputError) -> CaseOutcome:
+    return CaseOutcome(entry.case_id, Outcome.QUARANTINED, error.reason, str(error))
 
 
 def _known(current: ScanRecord | None, fingerprint: str) -> CaseOutcome | None:
@@ -228,7 +263,7 @@ def _quarantine(
     sha256: str | None,
     run_id: int,
 ) -> CaseOutcome:
-    outcome = CaseOutcome(entry.case_id, Outcome.QUARANTINED, error.reason, str(error))
+    outcome = _refused(entry, error)
     if known := _known(current, fingerprint):
         return known if known.outcome is Outcome.QUARANTINED else outcome
     draft = ScanDraft(

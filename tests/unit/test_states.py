@@ -18,6 +18,7 @@ S = ScanState
         (S.QUARANTINED, S.REQUEUED),
         (S.FAILED, S.PREPARED),
         (S.REQUEUED, S.SUPERSEDED),
+        *((state, S.WITHDRAWN) for state in S if state not in (S.SUPERSEDED, S.WITHDRAWN)),
     ],
 )
 def test_the_ways_a_case_goes_are_open(before: ScanState, after: ScanState):
@@ -31,6 +32,7 @@ def test_the_ways_a_case_goes_are_open(before: ScanState, after: ScanState):
         (S.REQUEUED, S.PREPARED),
         (S.PREPARED, S.PREPARED),
         *((S.SUPERSEDED, state) for state in S),
+        *((S.WITHDRAWN, state) for state in S),
     ],
 )
 def test_other_ways_are_refused_with_what_is_allowed(before: ScanState, after: ScanState):
@@ -38,8 +40,11 @@ def test_other_ways_are_refused_with_what_is_allowed(before: ScanState, after: S
         require_transition("a", before, after)
 
 
-def test_every_state_but_the_last_can_be_superseded():
-    assert {state for state, ways in TRANSITIONS.items() if S.SUPERSEDED not in ways} == {S.SUPERSEDED}
+def test_every_state_but_the_last_two_can_be_superseded():
+    assert {state for state, ways in TRANSITIONS.items() if S.SUPERSEDED not in ways} == {
+        S.SUPERSEDED,
+        S.WITHDRAWN,
+    }
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,84 @@
+"""Removing a patient who took back consent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import click
+
+from retroln.settings import Settings
+
+if TYPE_CHECKING:
+    from retroln.steps.holdings import Holdings
+
+
+@click.command()
+@click.argument("patient")
+@click.option("--reason", help="Why, as it shall stand in the record.")
+@click.option("--by", help="Who records it, as it shall stand in the record.")
+@click.option("--dry-run", is_flag=True, help="Show what holds the patient and change nothing.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def withdraw(patient: str, reason: str | None, by: str | None, dry_run: bool, yes: bool) -> None:
+    """Remove PATIENT, who took back consent, from everything; there is no way back.
+
+    PATIENT is the patient's id in the source, matched whole. A call that was cut off is finished by the
+    same call again.
+    """
+    from retroln.steps import withdraw as step
+    from retroln.steps.holdings import survey
+
+    settings = Settings()
+    if not dry_run and not (reason and by):
+        raise click.UsageError("a withdrawal needs --reason and --by; --dry-run needs neither")
+    found = survey(settings, patient)
+    step.require_known(found)
+    _tell(found)
+    if dry_run or not (reason and by):
+        click.echo("dry run: nothing was changed")
+        return
+    if not yes:
+        click.confirm(f"Remove patient {patient} for good?", abort=True)
+    found = step.withdraw(settings, patient, reason=reason, by=by)
+    click.echo(f"patient {patient} is withdrawn: {len(found.objects)} objects deleted")
+    _warn(found)
+
+
+def _tell(found: Holdings) -> None:
+    if found.withdrawal:
+        at = f"{found.withdrawal.at:%Y-%m-%d %H:%M}Z"
+        click.echo(f"withdrawn already: {at} by {found.withdrawal.by}: {found.withdrawal.reason}")
+    click.echo(f"patient {found.patient_id}, cases: {', '.join(found.cases) or 'none'}")
+    _list("stored objects, deleted", (f"{info.key} ({info.size_bytes} bytes)" for info in found.objects))
+    _list("rows of the catalog", (f"{row.name}: {row.detail} {row.action}" for row in found.rows))
+    _list("dataset versions, tombstoned", found.datasets)
+    _list("folders on this machine, deleted", (str(path) for path in found.caches))
+    _list("artifacts in MLflow, rows taken out", (f"run {one.run_id}: {one.path}" for one in found.traces))
+    marked = (f"version {one.version} ({' and '.join(one.roles)})" for one in found.versions)
+    _list("model versions trained or tested on the patient, marked", marked)
+    _warn(found)
+
+
+def _list(title: str, lines: Iterable[str]) -> None:
+    shown = [f"  {line}" for line in lines]
+    click.echo("\n".join([f"{title}: {len(shown)}", *shown]))
+
+
+def _warn(found: Holdings) -> None:
+    """What only people can do."""
+    if found.source:
+        _list("DELETE THESE IN THE SOURCE YOURSELF, RetroLN never writes there", found.source)
+    for one in found.versions:
+        if one.is_champion:
+            click.echo(
+                f"THE CHAMPION, version {one.version}, knows the patient ({' and '.join(one.roles)})."
+                " It stays champion until people decide: `retroln rollback`, or promote a version"
+                " trained without the patient."
+            )
+    for run_id in found.under_way:
+        click.echo(
+            f"A TRAINING MAY BE UNDER WAY on the patient's data: MLflow run {run_id}."
+            " Cancel it, then withdraw again."
+        )
+    for remark in found.remarks:
+        click.echo(f"note: {remark}")

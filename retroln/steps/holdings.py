@@ -1,0 +1,197 @@
+"""Everything that holds one patient: source objects, stored objects, rows, datasets, models, caches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from retroln.catalog.records import ScanRecord, WithdrawalRecord, WithdrawnItem
+from retroln.errors import InputError, UserError
+from retroln.settings import Settings
+from retroln.steps import champion
+from retroln.steps.cohort import CaseEntry, list_cases
+from retroln.steps.promote import DATASET_TAG
+from retroln.steps.workspace import Workspace, open_workspace
+from retroln.storage.base import ObjectInfo, ObjectStore
+from retroln.tracking import traces
+from retroln.tracking.traces import Trace
+
+Roles = dict[str, tuple[str, ...]]
+"""Role ("train", "test") of a patient in each dataset version."""
+_SHORT = 16  # hex digits of a hash in keys and folders
+
+
+@dataclass(frozen=True)
+class HoldingVersion:
+    """A model version whose training or test set holds the patient.
+
+    Attributes:
+        roles: "train", "test" or both.
+        withdrawn: how many patients of its dataset have taken back consent, this one included.
+    """
+
+    version: int
+    roles: tuple[str, ...]
+    withdrawn: int
+    is_champion: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Holdings:
+    """What holds a patient at this moment.
+
+    Attributes:
+        withdrawal: the patient's withdrawal, None before it.
+        cases: the patient's case ids.
+        source: keys that the source still holds; RetroLN never writes there.
+        objects: stored objects to delete, dataset manifests and training folders included.
+        rows: rows per table, and what a withdrawal does with them.
+        datasets: dataset versions that the patient is in.
+        versions: model versions trained or tested on these.
+        traces: artifacts of training runs that name the patient.
+        under_way: MLflow runs on these dataset versions that have not ended.
+        caches: folders in this machine's work folder that belong to these dataset versions.
+        remarks: what could not be looked at.
+    """
+
+    patient_id: str
+    withdrawal: WithdrawalRecord | None
+    cases: tuple[str, ...]
+    source: tuple[str, ...]
+    objects: tuple[ObjectInfo, ...]
+    rows: tuple[WithdrawnItem, ...]
+    datasets: tuple[str, ...]
+    versions: tuple[HoldingVersion, ...]
+    traces: tuple[Trace, ...]
+    under_way: tuple[str, ...]
+    caches: tuple[Path, ...]
+    remarks: tuple[str, ...]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing of the patient was ever here."""
+        return not (self.cases or self.source or self.withdrawal)
+
+    def items(self) -> list[WithdrawnItem]:
+        """All of it as the withdrawal's record states it."""
+        return [
+            *(WithdrawnItem("source", key, "named") for key in self.source),
+            *(WithdrawnItem("object", info.key, "deleted") for info in self.objects),
+            *self.rows,
+            *(WithdrawnItem("dataset", version, "tombstoned") for version in self.datasets),
+            *(WithdrawnItem("artifact", f"{one.run_id}/{one.path}", "redacted") for one in self.traces),
+            *(WithdrawnItem("version", str(v.version), "marked", "+".join(v.roles)) for v in self.versions),
+            *(WithdrawnItem("cache", str(path), "deleted") for path in self.caches),
+        ]
+
+
+def survey(settings: Settings, patient_id: str) -> Holdings:
+    """Look for everything that holds a patient; changes nothing.
+
+    Raises:
+        UnavailableError: store, catalog or MLflow does not answer, so that the list would not be whole.
+    """
+    workspace = open_workspace(settings)
+    catalog = workspace.catalog
+    scans = catalog.scans_of_patient(patient_id)
+    roles: Roles = {}
+    for used in catalog.datasets_of_patient(patient_id):
+        roles[used.version] = (*roles.get(used.version, ()), used.role)
+    entries, remarks = _listed(workspace, patient_id)
+    cases = tuple(dict.fromkeys([scan.case_id for scan in scans] + [one.case_id for one in entries]))
+    named, under_way = _runs(settings, patient_id, roles)
+    return Holdings(
+        patient_id=patient_id,
+        withdrawal=catalog.withdrawal_of(patient_id),
+        cases=cases,
+        source=_source(workspace, scans, entries),
+        objects=tuple(_objects(workspace, patient_id, cases, tuple(roles))),
+        rows=catalog.rows_to_withdraw(patient_id),
+        datasets=tuple(roles),
+        versions=_versions(workspace, patient_id, roles) if roles else (),
+        traces=named,
+        under_way=under_way,
+        caches=tuple(_caches(settings, tuple(roles))),
+        remarks=remarks,
+    )
+
+
+def _listed(workspace: Workspace, patient_id: str) -> tuple[list[CaseEntry], tuple[str, ...]]:
+    """The patient's cases as the source lists them, and what kept us from looking."""
+    try:
+        entries = list_cases(workspace.source, workspace.settings.label_ids)
+    except UserError as error:
+        return [], (f"the source could not be listed: {error}",)
+    return [entry for entry in entries if entry.patient_id == patient_id], ()
+
+
+def _source(
+    workspace: Workspace, scans: Sequence[ScanRecord], entries: Sequence[CaseEntry]
+) -> tuple[str, ...]:
+    """Keys of the patient that the source still holds."""
+    known = [key for scan in scans for key in scan.source_uri.values()]
+    known += [key for entry in entries for key in (entry.ct, entry.vertebrae, entry.mask) if key]
+    return tuple(key for key in dict.fromkeys(known) if _may_be_there(workspace.source, key))
+
+
+def _may_be_there(source: ObjectStore, key: str) -> bool:
+    """Whether the object, or an object in the folder, exists; True if the source cannot be asked."""
+    try:
+        return next(iter(source.list(key)), None) is not None
+    except InputError:  # a listed name that can be no key
+        return False
+    except UserError:
+        return True
+
+
+def _objects(
+    workspace: Workspace, patient_id: str, cases: Sequence[str], versions: Sequence[str]
+) -> Iterator[ObjectInfo]:
+    """Stored objects of the patient, found by their keys, so that what a crash left is found too."""
+    found = workspace.catalog.sources_of_others(patient_id, cases)
+    others = {(case, sha256[:_SHORT]) for case, sha256 in found}
+    for case in cases:
+        for prefix in (f"scans/{case}/", f"crops/{case}/"):
+            for info in workspace.store.list(prefix):
+                if (case, info.key.split("/")[2].split("-")[0]) not in others:
+                    yield info
+    if cases:
+        for info in workspace.store.list("predictions/"):
+            _, _, case, source, *_ = (*info.key.split("/"), "", "")
+            if case in cases and (case, source) not in others:
+                yield info
+    for version in versions:
+        yield from workspace.store.list(f"datasets/{version[:_SHORT]}/")
+        yield from workspace.store.list(f"training/{version[:_SHORT]}/")
+
+
+def _runs(
+    settings: Settings, patient_id: str, versions: Iterable[str]
+) -> tuple[tuple[Trace, ...], tuple[str, ...]]:
+    """What names the patient in the runs on these dataset versions, and which runs have not ended."""
+    found = [run for version in versions for run in traces.runs_tagged(settings, DATASET_TAG, version)]
+    named = [trace for run in found for trace in traces.traces(settings, run.run_id, patient_id)]
+    return tuple(named), tuple(run.run_id for run in found if run.under_way)
+
+
+def _versions(workspace: Workspace, patient_id: str, roles: Roles) -> tuple[HoldingVersion, ...]:
+    catalog = workspace.catalog
+    row = champion.current(catalog.audits(workspace.settings.model_name))
+    # before the withdrawal is recorded it does not count itself
+    new = 0 if catalog.withdrawal_of(patient_id) else 1
+    return tuple(
+        HoldingVersion(
+            found.version,
+            roles[found.tags[DATASET_TAG]],
+            catalog.withdrawn_from(found.tags[DATASET_TAG]) + new,
+            row is not None and row.version == found.version,
+        )
+        for found in workspace.registry.versions()
+        if found.tags.get(DATASET_TAG) in roles
+    )
+
+
+def _caches(settings: Settings, versions: Sequence[str]) -> Iterator[Path]:
+    for version in versions:
+        yield from sorted((settings.work_dir / "nnunet").glob(f"{version[:_SHORT]}-*"))
