@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 import click
 
-from infra.stack.lifecycle import down, up
+from infra.stack.lifecycle import down, rotate, up
 from infra.stack.plan import Stack
 from infra.stack.supervisor import Supervisor
 
@@ -24,15 +25,33 @@ def main() -> None:
 def start(shard_workers: int, webhook: bool) -> None:
     """Start every server and worker, and deploy."""
     stack = Stack.here()
-    try:
-        up(stack, shard_workers=shard_workers, webhook=webhook, tell=lambda what: click.echo(f"  {what} ..."))
-    except RuntimeError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(1)
+    _or_exit(lambda: up(stack, shard_workers=shard_workers, webhook=webhook, tell=_tell))
     click.echo(f"Prefect  {stack.prefect_url}  (login: PREFECT_LOGIN)")
     click.echo(f"MLflow   {stack.mlflow_url}  (logins: admin, reviewer)")
     click.echo(f"S3       {stack.s3_url}  (deliver CT to bucket source)")
     click.echo(f"Logins are in {stack.home}/logins.env; retroln finds its own in {stack.home}/retroln.env")
+
+
+@main.command("rotate")
+@click.option("--shard-workers", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--webhook", is_flag=True, help="As for up.")
+def new_logins(shard_workers: int, webhook: bool) -> None:
+    """Give every login, key and password a new value and start anew with them."""
+    stack = Stack.here()
+    _or_exit(lambda: rotate(stack, shard_workers=shard_workers, webhook=webhook, tell=_tell))
+    click.echo(f"new logins are in {stack.home}/logins.env")
+
+
+def _tell(what: str) -> None:
+    click.echo(f"  {what} ...")
+
+
+def _or_exit(do: Callable[[], None]) -> None:
+    try:
+        do()
+    except RuntimeError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(1)
 
 
 @main.command("down")

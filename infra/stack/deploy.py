@@ -78,7 +78,7 @@ def _automations(settings: Settings) -> None:
     from prefect.states import StateType
 
     every_run = {"prefect.resource.id": "prefect.flow-run.*"}
-    silent_s = 3 * int(os.environ.get("RETROLN_STACK_HEARTBEAT_S", "30"))
+    silent_s = int(os.environ.get("RETROLN_STACK_SILENT_S", "90"))  # three heartbeats
     notify = _notify_action(settings) or DoNothing()
     for automation in (
         Automation(

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from typing import Any
 
 from infra import postgres
 from infra.ports import is_free
+from infra.postgres import write_secret
 from infra.stack import programs, provision
 from infra.stack.deploy import deploy
-from infra.stack.plan import Stack
+from infra.stack.plan import Stack, new_secrets
 from infra.stack.supervisor import Supervisor
 
 _READY_S = 120
@@ -42,6 +45,8 @@ def up(stack: Stack, *, shard_workers: int = 1, webhook: bool = False, tell: Cal
     supervisor.start("prefect", "mlflow")
     _until(lambda: _answers(f"{stack.mlflow_url}/health"), supervisor, "mlflow")
     provision.make_mlflow_users(stack)
+    if webhook:
+        provision.make_webhook(stack)
     _until(lambda: _answers(f"{stack.prefect_url}/api/health"), supervisor, "prefect")
     tell("pools, automations, deployments")
     deploy_here(stack)
@@ -66,6 +71,25 @@ def deploy_here(stack: Stack) -> None:
         }
     ):
         deploy(Settings())
+
+
+def rotate(stack: Stack, **options: Any) -> None:
+    """Give every login, key and password a new value, and start anew with them.
+
+    The webhook's encryption key stays, because MLflow keeps its webhooks under it. Runs that go on lose
+    their logins: let them end first.
+
+    Raises:
+        RuntimeError: the stack does not run (MLflow's admin must change its own password).
+    """
+    if not Supervisor(stack.home).is_running():
+        raise RuntimeError("the stack does not run; start it with `make stack`, then rotate")
+    old = stack.secrets
+    new = {**new_secrets(), "webhook_encryption": old["webhook_encryption"]}
+    provision.change_admin_password(stack, old["mlflow"]["admin"], new["mlflow"]["admin"])
+    write_secret(stack.home / "secrets.json", json.dumps(new, indent=1))
+    down(stack)
+    up(Stack(stack.home, stack.first_port), **options)
 
 
 def down(stack: Stack) -> bool:

@@ -91,7 +91,7 @@ class Stack:
         """Every password and key, made on first use and kept in `secrets.json` (mode 600)."""
         path = self.home / "secrets.json"
         if not path.exists():
-            write_secret(path, json.dumps(_new_secrets(), indent=1))
+            write_secret(path, json.dumps(new_secrets(), indent=1))
         found: dict[str, Any] = json.loads(path.read_text())
         return found
 
@@ -150,7 +150,8 @@ class Stack:
         }
 
 
-def _new_secrets() -> dict[str, Any]:
+def new_secrets() -> dict[str, Any]:
+    """Random logins, keys and passwords for a stack."""
     return {
         "s3": {name: seaweedfs.new_keys() for name in S3_RIGHTS},
         "postgres": {name: secrets.token_hex(16) for name in DATABASES},

@@ -8,6 +8,7 @@ from typing import Any
 from infra.stack.plan import BUCKETS, DATABASES, MLFLOW_USERS, Stack
 
 EXPERIMENT = MODEL = "retroln"
+WEBHOOK = "retroln-reconcile"
 
 
 def make_databases(stack: Stack, superuser_password: str) -> None:
@@ -67,6 +68,34 @@ def make_mlflow_users(stack: Stack) -> None:
         ("reviewer", "registered_model", MODEL, "EDIT"),
     ):
         _ensure(admin.grant_user_permission, user, kind, identifier, permission)
+
+
+def make_webhook(stack: Stack) -> None:
+    """Let MLflow tell the bridge whenever an alias is set."""
+    from mlflow import MlflowClient
+
+    act_as(stack, "admin")
+    client = MlflowClient(stack.mlflow_url)
+    for known in client.list_webhooks():
+        if known.name == WEBHOOK:
+            client.delete_webhook(known.webhook_id)  # its secret or port may be another by now
+    client.create_webhook(
+        WEBHOOK,
+        f"http://127.0.0.1:{stack.bridge_port}/mlflow",
+        ["model_version_alias.created"],
+        description="Starts reconcile at once instead of at its next scheduled time",
+        secret=stack.secrets["webhook"],
+    )
+
+
+def change_admin_password(stack: Stack, old: str, new: str) -> None:
+    """MLflow's admin is the one user whom only MLflow itself can give another password."""
+    import os
+
+    from mlflow.server.auth.client import AuthServiceClient
+
+    os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"] = "admin", old
+    AuthServiceClient(stack.mlflow_url).update_user_password("admin", new)
 
 
 def act_as(stack: Stack, user: str) -> None:

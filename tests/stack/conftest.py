@@ -37,6 +37,7 @@ def _command(stack: Stack, *words: str) -> None:
         "RETROLN_STACK_HOME": str(stack.home),
         "RETROLN_STACK_PORT": str(stack.first_port),
         "RETROLN_STACK_POLL_S": "2",
+        "RETROLN_STACK_SILENT_S": "60",
         "PYTHONWARNINGS": "ignore",
     }
     environment.pop("RETROLN_ENV_FILE", None)

@@ -35,9 +35,12 @@ def test_approval_by_tags_and_alias_promotes_and_starts_inference_once(promoted:
     old = registry.get_alias("champion")
     version = platform.register_again()
     _approve(platform, version, decision="approve", reviewer="Dr B", comment="compared with the old one")
-    wait(lambda: registry.get_alias("champion") == version, 400, "reconcile does not promote")
-    aliases = registry.aliases()
-    assert (aliases["previous"], "approved" in aliases) == (old, False)
+    wait(lambda: registry.get_alias("approved") is None, 120, "the webhook does not start reconcile")
+    assert (registry.get_alias("champion"), registry.get_alias("previous")) == (version, old)
+    by_webhook = [
+        run for run in platform.runs_of("reconcile") if str(run.idempotency_key).startswith("mlflow-")
+    ]
+    assert by_webhook
     row = platform.catalog.audits(platform.settings.model_name)[-1]
     assert (row.action, row.version, row.previous_version, row.reviewer) == ("promote", version, old, "Dr B")
     assert registry.tags(version)["review.audit"] == str(row.audit_id)

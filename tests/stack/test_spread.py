@@ -12,7 +12,7 @@ from retroln.catalog.states import ScanState
 from tests.stack.driver import Platform
 
 
-def _ingested(platform: Platform, prefix: str, count: int) -> list[str]:
+def ingested(platform: Platform, prefix: str, count: int) -> list[str]:
     """Cases that wait for prepare; the event that would start it is held back meanwhile."""
     cases = [f"{prefix}{number}" for number in range(count)]
     for number, case in enumerate(cases):
@@ -24,7 +24,7 @@ def _ingested(platform: Platform, prefix: str, count: int) -> list[str]:
 
 
 def test_two_workers_share_a_backlog_and_nothing_is_done_twice(platform: Platform) -> None:
-    cases = _ingested(platform, "SPREAD", 6)
+    cases = ingested(platform, "SPREAD", 6)
     run = platform.run("prepare", shard_size=2)
     assert run.state_name == "Completed", run.state
     assert platform.states(*cases) == {ScanState.PREPARED}
@@ -41,7 +41,7 @@ def test_two_workers_share_a_backlog_and_nothing_is_done_twice(platform: Platfor
 
 
 def test_the_same_flow_runs_on_a_dask_cluster(platform: Platform, dask_address: str) -> None:
-    cases = _ingested(platform, "DASK", 4)
+    cases = ingested(platform, "DASK", 4)
     run = platform.run("prepare", shard_size=2, dask_address=dask_address)
     assert run.state_name == "Completed", run.state
     assert platform.states(*cases) == {ScanState.PREPARED}

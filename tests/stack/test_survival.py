@@ -1,0 +1,161 @@
+"""Programs are killed and servers go away in the middle of work: it ends done, once, and accounted for."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import UUID
+
+from retroln.catalog.accounting import Outcome
+from retroln.catalog.states import ScanState
+from retroln.settings import TrainSpec
+from retroln.tracking.connection import Connection
+from tests.stack.driver import Platform, kill, wait
+from tests.stack.test_pipeline import prepared
+from tests.stack.test_spread import ingested
+
+__all__ = ["prepared"]
+
+_COUNT = 10
+_SHARD_WORKERS = ("worker-cpu-shards-0", "worker-cpu-shards-1")
+
+
+@contextmanager
+def _preparing(platform: Platform, prefix: str) -> Iterator[UUID]:
+    """A prepare run in the middle of its shards; when the block ends, its cases are done exactly once."""
+    cases = ingested(platform, prefix, _COUNT)
+    flow_run = platform.start("prepare", shard_size=_COUNT // 2)
+    record = wait(lambda: _running(platform, flow_run), 120, "prepare does not begin")
+    wait(lambda: platform.catalog.count_outcomes(record)[Outcome.DONE] > 0, 120, "no case is done")
+    assert platform.catalog.count_outcomes(record)[Outcome.DONE] < _COUNT, "too late to disturb it"
+    yield flow_run
+    ended = platform.ended(flow_run, 400)
+    assert ended.state_name == "Completed", ended.state
+    assert platform.states(*cases) == {ScanState.PREPARED}
+    for case in cases:
+        states = [event.to_state for event in platform.catalog.case_history(case).events]
+        assert states == ["ingested", "prepared"], case
+    accounting = platform.catalog.run(record).accounting
+    assert accounting is not None
+    assert (accounting.done, accounting.quarantined, accounting.failed) == (_COUNT, _held(platform), 0)
+    assert platform.catalog.claims() == []
+    _nothing_runs_for_ever(platform, flow_run)
+
+
+def _running(platform: Platform, flow_run: UUID) -> int | None:
+    return next((run.run_id for run in platform.catalog.runs() if run.external_id == str(flow_run)), None)
+
+
+def _held(platform: Platform) -> int:
+    return len(platform.catalog.held_after_ingest())
+
+
+def _nothing_runs_for_ever(platform: Platform, flow_run: UUID) -> None:
+    children = platform.prefect.read_flow_runs(limit=200)
+    assert not [run for run in children if run.id == flow_run and not (run.state and run.state.is_final())]
+    record = _running(platform, flow_run)
+    assert record
+    for shard in platform.children_of(record):
+        assert platform.ended(shard.id, 200).state
+
+
+def test_a_flow_that_is_killed_is_taken_over(platform: Platform) -> None:
+    with _preparing(platform, "KILLFLOW"):
+        kill(*platform.flow_processes("worker-cpu-shards-0"), *platform.flow_processes("worker-cpu-shards-1"))
+
+
+def test_a_worker_that_is_killed_alone_comes_back(platform: Platform) -> None:
+    with _preparing(platform, "KILLWORKER"):
+        kill(*(platform.pid(worker) for worker in _SHARD_WORKERS))
+
+
+def test_worker_and_flow_killed_together_are_noticed_by_their_silence(platform: Platform) -> None:
+    with _preparing(platform, "KILLBOTH"):
+        for worker in _SHARD_WORKERS:
+            kill(platform.pid(worker), *platform.flow_processes(worker))
+
+
+def test_prefect_restarts_in_the_middle(platform: Platform) -> None:
+    with _preparing(platform, "PREFECT"):
+        _restart(platform, "prefect")
+
+
+def test_postgresql_restarts_in_the_middle(platform: Platform) -> None:
+    with _preparing(platform, "POSTGRES"):
+        _restart(platform, "postgres")
+
+
+def test_s3_is_gone_for_half_a_minute(platform: Platform) -> None:
+    with _preparing(platform, "STORE"):
+        _restart(platform, "seaweedfs", away_s=30)
+
+
+def _restart(platform: Platform, program: str, away_s: float = 3) -> None:
+    platform.supervisor.stop(program)
+    time.sleep(away_s)
+    platform.supervisor.start(program)
+
+
+def test_training_survives_a_kill_a_silent_mlflow_and_a_worker_that_is_told_to_stop(
+    prepared: Platform,
+) -> None:
+    platform = prepared
+    spec = TrainSpec(
+        profile="demo", epochs=40, iterations=10, validation_iterations=1, n_folds=2, test_fraction=0.3,
+        device="cpu", stand_in="trained for some steps on phantoms",
+    )  # fmt: skip
+    worker = "worker-gpu-none-training"
+    flow_run = platform.start("train", spec=spec.model_dump(mode="json"))
+    epochs = wait(lambda: _journal(platform), 300, "training does not begin")
+    _reach(epochs, 3)
+    kill(*platform.flow_processes(worker))
+    _reach(epochs, _lines(epochs) + 3)
+    _restart(platform, "mlflow", away_s=60)
+    assert not platform.prefect.read_flow_run(flow_run).state.is_final()  # type: ignore[union-attr]
+    _reach(epochs, _lines(epochs) + 1)
+    platform.supervisor.stop(worker)
+    seen = _lines(epochs)
+    platform.supervisor.start(worker)
+    ended = platform.ended(flow_run, 500)
+    assert ended.state_name == "Completed", ended.state
+    assert 0 < seen < spec.epochs, "the worker was stopped when all was done"
+    _every_epoch_is_in_mlflow_once_and_in_order(platform, spec.epochs)
+    folds = [
+        run for run in platform.runs_of("train-fold") if run.parameters["ticket"]["spec"]["epochs"] == 40
+    ]
+    assert len(folds) == 3
+    assert len({run.parameters["ticket"]["mlflow_run_id"] for run in folds}) == 1
+    assert sorted(str(run.state_name) for run in folds) == ["Completed", "Crashed", "Crashed"]
+
+
+def _journal(platform: Platform) -> Path | None:
+    """The journal of epochs of the fold that is being trained."""
+    found = (platform.stack.home / "work" / "nnunet").rglob("epochs.jsonl")
+    fresh = [path for path in found if time.time() - path.stat().st_mtime < 20 and _is_of(path, 40)]
+    return fresh[0] if fresh else None
+
+
+def _is_of(journal: Path, epochs: int) -> bool:
+    return bool(json.loads((journal.parent / "request.json").read_text())["spec"]["epochs"] == epochs)
+
+
+def _lines(journal: Path) -> int:
+    return len(journal.read_text().splitlines())
+
+
+def _reach(journal: Path, epochs: int) -> None:
+    wait(lambda: _lines(journal) >= epochs, 200, f"training does not reach epoch {epochs}")
+
+
+def _every_epoch_is_in_mlflow_once_and_in_order(platform: Platform, epochs: int) -> None:
+    registry = platform.workspace.registry
+    version = registry.get_alias("candidate")
+    assert version is not None
+    client = Connection.of(platform.settings).client
+    run_id = str(registry.version(version).run_id)
+    history = client.get_metric_history(run_id, "fold0.train_loss")
+    steps = [metric.step for metric in sorted(history, key=lambda metric: metric.timestamp)]
+    assert steps == list(range(epochs))
