@@ -1,0 +1,48 @@
+"""What saving and restoring share: which files, PostgreSQL's programs, waiting for a server."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from infra import postgres
+from infra.stack.plan import Stack
+
+SERVERS = ("postgres", "seaweedfs")
+PRIVATE = ("secrets.json", "platform.env", "stack.json")
+JOURNALS = Path("work/journals")
+_READY_S = 120
+
+
+def run_as_superuser(stack: Stack, command: list[str]) -> None:
+    """One of PostgreSQL's programs as superuser; the password is not on its command line."""
+    login = {
+        "PGHOST": "127.0.0.1",
+        "PGPORT": str(stack.postgres_port),
+        "PGUSER": postgres.OWNER,
+        "PGPASSWORD": (stack.home / "postgres.password").read_text(),
+    }
+    program = str(postgres.binaries() / command[0])
+    done = subprocess.run(
+        [program, *command[1:]], env={**os.environ, **login}, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(f"{command[0]} failed: {done.stderr.strip()[-1000:]}")
+
+
+def require_empty(folder: Path) -> None:
+    """Raise `RuntimeError` unless `folder` is new or empty."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RuntimeError(f"{folder} is not empty; name a new folder")
+
+
+def until(ready: Callable[[], bool]) -> None:
+    """Wait for a server, two minutes at most."""
+    deadline = time.monotonic() + _READY_S
+    while not ready():
+        if time.monotonic() > deadline:
+            raise RuntimeError("a server does not answer; look into the stack's logs")
+        time.sleep(0.2)
