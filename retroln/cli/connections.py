@@ -24,10 +24,8 @@ def use_servers(settings: Settings) -> Iterator[Finding]:
 
     yield tried("source", settings.source_uri, lambda: _use_source(settings), "RETROLN_SOURCE_URI")
     yield tried("store", settings.store_uri, lambda: _use_store(settings), "RETROLN_STORE_URI")
-    shown = settings.catalog_url.rsplit("@", 1)[-1]
-    yield tried("catalog", shown, lambda: _use_catalog(settings), "RETROLN_CATALOG_URL")
-    shown = settings.mlflow_uri.rsplit("@", 1)[-1]
-    yield tried("mlflow registry", shown, lambda: _use_mlflow(settings), "RETROLN_MLFLOW_URI")
+    yield tried("catalog", settings.catalog_url, lambda: _use_catalog(settings), "RETROLN_CATALOG_URL")
+    yield tried("mlflow registry", settings.mlflow_uri, lambda: _use_mlflow(settings), "RETROLN_MLFLOW_URI")
     yield from use_prefect(settings)
 
 

@@ -115,12 +115,18 @@ def _answers(settings: Settings) -> Iterator[Finding]:
     for name, uri in (("source", settings.source_uri), ("store", settings.store_uri)):
         store = partial(open_store, uri, settings)
         yield tried(name, uri, lambda store=store: next(store().list(), None), f"RETROLN_{name.upper()}_URI")  # type: ignore[misc]
-    shown = settings.catalog_url.rsplit("@", 1)[-1]
     yield tried(
-        "catalog", shown, lambda: open_workspace(settings).catalog.count_by_state(), "RETROLN_CATALOG_URL"
+        "catalog",
+        settings.catalog_url,
+        lambda: open_workspace(settings).catalog.count_by_state(),
+        "RETROLN_CATALOG_URL",
     )
     if _installed("mlflow"):
         from retroln.tracking.registry import MlflowRegistry
 
-        shown = settings.mlflow_uri.rsplit("@", 1)[-1]
-        yield tried("mlflow", shown, lambda: MlflowRegistry.of(settings).versions(), "RETROLN_MLFLOW_URI")
+        yield tried(
+            "mlflow",
+            settings.mlflow_uri,
+            lambda: MlflowRegistry.of(settings).versions(),
+            "RETROLN_MLFLOW_URI",
+        )

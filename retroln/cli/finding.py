@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -23,11 +24,17 @@ def tried(name: str, place: str, use: Callable[[], object], variable: str) -> Fi
     try:
         seen = use()
     except UserError as error:
-        return Finding(name, False, f"{place}: {_without_fix(error)}", _fix(error, variable))
+        text = _without_login(f"{place}: {_without_fix(error)}")
+        return Finding(name, False, text, _without_login(_fix(error, variable)))
     except Exception as error:
         line = f"{place}: {type(error).__name__}: {error}".split("\n")[0]
-        return Finding(name, False, line, f"check {variable}")
-    return Finding(name, True, f"{place}: {seen}" if isinstance(seen, str) else place)
+        return Finding(name, False, _without_login(line), f"check {variable}")
+    return Finding(name, True, _without_login(f"{place}: {seen}" if isinstance(seen, str) else place))
+
+
+def _without_login(text: str) -> str:
+    """Addresses may hold a password; what the doctor says may be sent to a colleague."""
+    return re.sub(r"://[^/@\s]*@", "://", text)
 
 
 def _without_fix(error: UserError) -> str:

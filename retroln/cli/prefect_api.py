@@ -79,7 +79,11 @@ def _against_file(ask: Ask) -> Iterator[Finding]:
     if not path.exists():
         yield Finding("deployments", True, f"{path} is not here: pools and deployments are not compared")
         return
-    wanted = _wanted(path)
+    try:
+        wanted = _wanted(path)
+    except MissingExtraError as error:
+        yield Finding("deployments", False, error.what, str(error.fix))
+        return
     queues = sorted({(entry["work_pool"]["name"], entry["work_pool"]["work_queue_name"]) for entry in wanted})
     for pool in sorted({pool for pool, _ in queues}):
         names = [queue for of, queue in queues if of == pool]

@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 
 from infra.servers import S3Server, make_database
 from retroln.cli.doctor import doctor
+from tests.servers.test_tracking import MlflowServer
 
 Doctor = Callable[..., Result]
 
@@ -111,6 +112,30 @@ def test_mlflow_and_prefect_that_are_away(ask: Doctor) -> None:
     found = ask(RETROLN_MLFLOW_URI=url, PREFECT_API_URL=f"{url}/api")
     _require_broken(found, "mlflow registry", "did not answer", "check that MLflow", "RETROLN_MLFLOW_URI")
     _require_broken(found, "prefect server", "does not answer", "PREFECT_API_URL ends in /api")
+
+
+def test_a_password_in_an_address_is_not_shown(ask: Doctor) -> None:
+    host = f"127.0.0.1:{_closed_port()}"
+    found = ask(
+        RETROLN_MLFLOW_URI=f"http://me:hidden@{host}",
+        RETROLN_CATALOG_URL=f"postgresql://me:hidden@{host}/x",
+        PREFECT_API_URL=f"http://me:hidden@{host}/api",
+    )
+    _require_broken(found, "mlflow registry", host)
+    _require_broken(found, "catalog", host)
+    _require_broken(found, "prefect server", host)
+    assert "hidden" not in found.stdout
+
+
+def test_an_mlflow_without_logins_says_so(ask: Doctor, tmp_path: Path) -> None:
+    server = MlflowServer(tmp_path)
+    server.start()
+    try:
+        found = ask(RETROLN_MLFLOW_URI=server.uri)
+    finally:
+        server.stop()
+    assert found.exit_code == 0, found.stdout
+    assert "the server knows no logins, 0 versions of retroln, may move aliases" in found.stdout
 
 
 def test_workers_without_a_prefect_server_are_a_contradiction(ask: Doctor) -> None:
