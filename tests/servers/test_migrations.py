@@ -110,6 +110,41 @@ def test_a_catalog_of_the_first_release_keeps_what_it_holds(catalog_url: str, tm
     catalog.close()
 
 
+def test_scans_keep_their_references_and_rules_when_they_learn_to_be_withdrawn(
+    catalog_url: str, tmp_path: Path
+):
+    """SQLite makes the table anew, while other tables refer to its rows."""
+    (tmp_path / "new").mkdir()
+    moment = "'2026-01-02 03:04:05.000000'" if catalog_url.startswith("sqlite") else "now()"
+    scan = (
+        "INSERT INTO scans (id, case_id, patient_id, revision, source_uri, source_fingerprint, label_ids, "
+        "ct_key, state, created_at, updated_at) VALUES ({number}, 'c1', 'p1', {number}, '{{}}', 'f', "
+        f"'verse', 'k', '{{state}}', {moment}, {moment})"
+    )
+    _upgrade(
+        catalog_url,
+        "0004",
+        scan.format(number=1, state="superseded"),
+        scan.format(number=2, state="prepared"),
+        f"INSERT INTO case_events (case_id, scan_id, to_state, at) VALUES ('c1', 1, 'ingested', {moment})",
+    )
+    catalog = Catalog.open(catalog_url)
+    assert [(s.scan_id, s.state) for s in catalog.case_history("c1").scans] == [
+        (1, "superseded"),
+        (2, "prepared"),
+    ]
+    for refused, why in (
+        ("DELETE FROM scans WHERE id = 1", r"(?i)foreign key"),
+        (scan.format(number=3, state="ingested"), r"(?i)unique"),
+        ("UPDATE scans SET state = 'nonsense' WHERE id = 2", "ck_scans_state"),
+    ):
+        with pytest.raises(ConflictError, match=why), catalog.database.writing() as session:
+            session.execute(text(refused))
+    with catalog.database.writing() as session:
+        session.execute(text("UPDATE scans SET state = 'withdrawn' WHERE id = 2"))
+    catalog.close()
+
+
 def test_an_outcome_that_nobody_knows_is_refused(catalog: Catalog):
     run_id = catalog.begin_run("prepare", {})
     with pytest.raises(ConflictError, match="outcome"), catalog.database.writing() as session:
