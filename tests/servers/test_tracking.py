@@ -19,7 +19,7 @@ import pytest
 
 from retroln.errors import ConflictError, IntegrityError, NotFoundError, UserError
 from retroln.settings import Settings
-from retroln.tracking import journal
+from retroln.tracking import journal, traces
 from retroln.tracking import registry as registry_module
 from retroln.tracking.registry import MlflowRegistry, tree_sha256
 from retroln.tracking.runs import (
@@ -418,3 +418,32 @@ def test_nothing_touches_the_process_wide_tracking_uri(settings, run, bundle):
     MlflowRegistry.of(settings).register(bundle, run.run_id, {})
     assert mlflow.get_tracking_uri() != settings.mlflow_uri
     assert mlflow.active_run() is None
+
+
+class TestTraces:
+    """What names a patient in a run, found and taken out."""
+
+    def test_rows_of_a_patient_are_found_and_taken_out(self, settings):
+        manifest = {"version": "v", "members": [["C1", "P1", "train", 0], ["C2", "P2", "test", None]]}
+        scores = {"cases": [{"case_id": "C1", "patient_id": "P1"}, {"case_id": "C2", "patient_id": "P2"}]}
+        with training_run(settings, name="named", params={}, tags={"dataset.version": "v-named"}) as run:
+            run.log_dataset(manifest, name="d", version="v")
+            run.log_json(scores, "test/scores.json")
+            run.log_figures({"curve": b"no JSON"})
+            during = traces.runs_tagged(settings, "dataset.version", "v-named")
+        run.connection.client.delete_run(run.run_id)  # into MLflow's trash, where artifacts stay
+        after = traces.runs_tagged(settings, "dataset.version", "v-named")
+        assert during == [traces.FoundRun(run.run_id, under_way=True)]
+        assert after == [traces.FoundRun(run.run_id, under_way=False)]
+        found = traces.traces(settings, run.run_id, "P1")
+        assert [one.path for one in found] == ["dataset/manifest.json", "test/scores.json"]
+        for one in found:
+            traces.redact(settings, one, "P1")
+        assert traces.traces(settings, run.run_id, "P1") == []
+        assert len(traces.traces(settings, run.run_id, "P2")) == 2
+        folder = Path(run.connection.client.download_artifacts(run.run_id, "dataset"))
+        left = json.loads((folder / "manifest.json").read_text())
+        assert left == {"version": "v", "members": [["C2", "P2", "test", None]], "withdrawn_rows": 1}
+
+    def test_a_tag_that_no_run_has_finds_nothing(self, settings):
+        assert traces.runs_tagged(settings, "dataset.version", "v-of-nobody") == []
