@@ -42,8 +42,9 @@ bench: setup ## ratios against stated baselines
 wheel: setup ## build the wheel and use it in a clean environment
 	bash infra/check_wheel.sh
 
-clean: ## forget what ran here, keep the environment
-	rm -rf var build dist .pytest_cache .mypy_cache .ruff_cache .coverage
+clean: ## forget what ran here, keep the environment and the stack
+	find var -mindepth 1 -maxdepth 1 ! -name stack -exec rm -rf {} + 2>/dev/null || true
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .coverage
 
 .venv/.ready: pyproject.toml constraints.txt infra/setup.sh
 	bash infra/setup.sh

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from hashlib import sha256
 from typing import Any
 
@@ -18,6 +19,8 @@ from prefect.deployments import run_deployment
 from prefect.logging import get_run_logger
 from prefect.states import Cancelling
 
+from flows.sweep import start_again_if_stuck
+from retroln.settings import Settings
 from retroln.steps.runs import Backlog, Run
 from retroln.steps.workspace import open_workspace
 from tasks.artifacts import Progress
@@ -63,7 +66,7 @@ def _on_workers(run: Run, left: Sequence[int], stage: str, size: int, progress: 
         if attempt:
             get_run_logger().warning("%s cases were left by workers that died; given out again", len(missing))
         children = [_start(run, stage, shard, attempt) for shard in shards(missing, size)]
-        wait_for(children, lambda: progress.reach(run.reported()))
+        wait_for(children, run.settings, lambda: progress.reach(run.reported()))
         for child in children:  # a worker that died kept its claims
             catalog.release_all(owner_of(child.id))
 
@@ -87,22 +90,28 @@ def start(deployment: str, parameters: dict[str, Any], name: str, key: str) -> F
     return started  # type: ignore[no-any-return]
 
 
-def wait_for(children: Sequence[FlowRun], tell: Callable[[], None] = lambda: None) -> list[FlowRun]:
+def wait_for(
+    children: Sequence[FlowRun], settings: Settings, tell: Callable[[], None] = lambda: None
+) -> list[FlowRun]:
     """Return the children when all have ended; if this run is ended first, they are cancelled."""
     with get_client(sync_client=True) as client:
         try:
-            return [_ended(client, child, tell) for child in children]
+            return [_ended(client, child, settings, tell) for child in children]
         except BaseException:
-            _cancel(client, children)
+            with suppress(Exception):  # why this run ends matters more
+                _cancel(client, children)
             raise
 
 
-def _ended(client: SyncPrefectClient, child: FlowRun, tell: Callable[[], None]) -> FlowRun:
+def _ended(
+    client: SyncPrefectClient, child: FlowRun, settings: Settings, tell: Callable[[], None]
+) -> FlowRun:
     while True:
         present = client.read_flow_run(child.id)
         tell()
         if present.state and present.state.is_final():
             return present
+        start_again_if_stuck(client, present, settings)
         time.sleep(_POLL_S)
 
 

@@ -1,4 +1,4 @@
-"""Sweep: no run stays open for ever, no claim outlives its worker, no metric waits undelivered.
+"""Sweep: no run stays open or pending for ever, no claim outlives its worker, no metric waits undelivered.
 
 Prefect's automation catches runs whose heartbeat stopped. This catches those that never had one, those
 that run for too long, and the catalog's own records of both.
@@ -16,7 +16,7 @@ from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import FlowRun
 from prefect.events.filters import EventFilter
 from prefect.exceptions import ObjectNotFound
-from prefect.states import Crashed
+from prefect.states import Crashed, Scheduled
 
 from retroln.settings import Settings
 from retroln.steps.runs import Run
@@ -39,24 +39,38 @@ def sweep(settings: Settings) -> list[str]:
 
 def _close_flow_runs(client: SyncPrefectClient, settings: Settings) -> list[str]:
     """Deployed runs that say Running and are over-age, or without any sign of life for minutes."""
-    running = FlowRunFilter.model_validate({"state": {"type": {"any_": ["RUNNING"]}}})
+    present = FlowRunFilter.model_validate({"state": {"type": {"any_": ["RUNNING", "PENDING"]}}})
     remarks = []
-    for run in client.read_flow_runs(flow_run_filter=running, limit=200):
-        if why := _dead(client, run, settings):
+    for run in client.read_flow_runs(flow_run_filter=present, limit=200):
+        if start_again_if_stuck(client, run, settings):
+            remarks.append(f"{run.name} is given to another worker: the one that took it did not start it")
+        elif why := _dead(client, run, settings):
             client.set_flow_run_state(run.id, Crashed(message=why), force=True)
             remarks.append(f"{run.name} is closed: {why}")
     return remarks
 
 
+def start_again_if_stuck(client: SyncPrefectClient, run: FlowRun, settings: Settings) -> bool:
+    """Give a deployed run back to its queue when the worker that took it died before it could start it."""
+    state = run.state
+    if run.deployment_id is None or state is None or not state.is_pending():
+        return False
+    if datetime.now(UTC) - state.timestamp < timedelta(seconds=settings.max_pending_s):
+        return False
+    client.set_flow_run_state(run.id, Scheduled(message="taken by a worker and not started"), force=True)
+    return True
+
+
 def _dead(client: SyncPrefectClient, run: FlowRun, settings: Settings) -> str | None:
     if run.deployment_id is None or str(run.id) == runtime.flow_run.get_id() or run.start_time is None:
+        return None
+    if not (run.state and run.state.is_running()):
         return None
     now = datetime.now(UTC)
     if now - run.start_time > timedelta(hours=settings.max_run_h):
         return f"it ran for more than {settings.max_run_h:g} h"
     since = now - _SILENT_AFTER
-    state_at = run.state.timestamp if run.state else run.start_time
-    if state_at > since or _heartbeats(client, run.id, since):
+    if run.state.timestamp > since or _heartbeats(client, run.id, since):
         return None
     return f"no sign of life for {_SILENT_AFTER.seconds // 60} minutes: its process is gone"
 

@@ -49,15 +49,15 @@ def _on_workers(settings: Settings, spec: TrainSpec) -> Candidate:
         return begun
     show_link("mlflow-run", links.run_url(settings, begun.mlflow_run_id), "this training in MLflow")
     try:
-        _until_done("train-fold", [{"fold": fold} for fold in spec.folds], begun)
-        _until_done("train-score", [{}], begun)
+        _until_done(settings, "train-fold", [{"fold": fold} for fold in spec.folds], begun)
+        _until_done(settings, "train-score", [{}], begun)
         return stages.register(settings, begun)
     except Exception as error:
         stages.abandon(settings, begun, error)
         raise
 
 
-def _until_done(deployment: str, pieces: list[dict[str, int]], ticket: Ticket) -> None:
+def _until_done(settings: Settings, deployment: str, pieces: list[dict[str, int]], ticket: Ticket) -> None:
     """Run the pieces; those whose worker died are started again. One that fails by itself stops all."""
     given = {"ticket": ticket.model_dump(mode="json")}
     for attempt in range(_ATTEMPTS):
@@ -65,7 +65,7 @@ def _until_done(deployment: str, pieces: list[dict[str, int]], ticket: Ticket) -
             start(deployment, given | piece, _name(deployment, piece, ticket), key=f"{attempt}-{_run_key()}")
             for piece in pieces
         ]
-        ended = wait_for(started)
+        ended = wait_for(started, settings)
         _require_none_failed(ended)
         pieces = [piece for piece, child in zip(pieces, ended, strict=True) if not _completed(child)]
         if not pieces:

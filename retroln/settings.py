@@ -119,6 +119,11 @@ class Settings(BaseSettings):
     max_run_h: float = Field(
         240.0, gt=0, description="a flow run that says it runs for longer is over-age and is closed"
     )
+    max_pending_s: float = Field(
+        900.0,
+        gt=0,
+        description="a flow run that a worker took and did not start for longer is given to another",
+    )
     page_link_h: float = Field(168.0, gt=0, le=168, description="how long links to case pages in S3 work")
     notify_url: SecretStr | None = Field(
         None, description="webhook that is told about failing and over-age runs"
@@ -145,10 +150,12 @@ class Settings(BaseSettings):
 def env_files() -> tuple[Path, ...]:
     """Files that settings are read from, the later one winning; the environment wins over both.
 
-    The first is what `make stack` wrote, or the file that `RETROLN_ENV_FILE` names: a worker is given
-    one that holds no more rights than its work needs.
+    What `make stack` wrote yields to a `.env`. A file that `RETROLN_ENV_FILE` names does not: a worker is
+    given one that holds no more rights than its work needs.
     """
-    return Path(os.environ.get("RETROLN_ENV_FILE", LOCAL_STACK)), Path(".env")
+    if given := os.environ.get("RETROLN_ENV_FILE"):
+        return Path(".env"), Path(given)
+    return LOCAL_STACK, Path(".env")
 
 
 def _unusable(error: ValidationError) -> SettingsError:

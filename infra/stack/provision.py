@@ -95,7 +95,7 @@ def change_admin_password(stack: Stack, old: str, new: str) -> None:
     from mlflow.server.auth.client import AuthServiceClient
 
     os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"] = "admin", old
-    AuthServiceClient(stack.mlflow_url).update_user_password("admin", new)
+    AuthServiceClient(stack.mlflow_url).update_user_password("admin", new, current_password=old)
 
 
 def act_as(stack: Stack, user: str) -> None:

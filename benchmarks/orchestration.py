@@ -1,0 +1,81 @@
+"""Prepare as a deployment on a real server beside the plain library loop, same cases, same process pool.
+
+    python -m benchmarks.orchestration [--cases 300] [--output results.json]
+
+The plain side calls `retroln.steps.prepare.prepare` once over all cases. The other side starts the deployment
+`prepare` on the stack's Prefect server, which places shards on the work pool; it counts from the request to
+the final state, start of flow runs included. Both write to the same S3 and PostgreSQL. The sides take turns
+over halves of the cases, so that a drift of the machine meets both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+from benchmarks.platform import deliver, now, platform, prepared_at, run_deployment
+from retroln.settings import Settings
+
+_SPACING_MM = (1.0, 1.0, 1.5)
+_PROCESSES = 2
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument(
+        "--cases", type=int, default=300, help="per side; the plain side should take 5 minutes"
+    )
+    parser.add_argument("--shard-size", type=int, default=75)
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    figures = measure(options.cases, options.shard_size)
+    print(json.dumps(figures, indent=1))
+    if options.output:
+        options.output.write_text(json.dumps(figures, indent=1))
+
+
+def measure(n_cases: int, shard_size: int) -> dict[str, Any]:
+    """Seconds of both sides and their ratio."""
+    plain_s = platform_s = 0.0
+    with platform(shard_workers=1, processes=_PROCESSES) as (stack, settings):
+        for half in range(2):
+            for side in ("PLAIN", "FLOW") if half == 0 else ("FLOW", "PLAIN"):
+                cases = [f"{side}{half}-{number:03}" for number in range(n_cases // 2)]
+                deliver(settings, stack, cases, _SPACING_MM)
+                begun = now()
+                if side == "PLAIN":
+                    _plain(settings)
+                    plain_s += now() - begun
+                else:
+                    run_deployment("prepare", shard_size=shard_size)
+                    platform_s += now() - begun
+                prepared_at(settings, cases)
+    return {
+        "cases": n_cases,
+        "processes": _PROCESSES,
+        "shard_size": shard_size,
+        "plain_s": round(plain_s, 1),
+        "platform_s": round(platform_s, 1),
+        "ratio": round(platform_s / plain_s, 3),
+    }
+
+
+def _plain(settings: Settings) -> None:
+    from retroln.steps import prepare
+    from retroln.steps.runs import Run
+
+    run, backlog = Run.begin(settings, "prepare", {}), prepare.backlog(settings)
+    owner = f"{socket.gethostname()}:{os.getpid()}"
+    prepare.prepare(settings, backlog.left, run_id=run.run_id, owner=owner)
+    accounting, _ = run.settle(backlog)
+    if accounting.failed:
+        raise RuntimeError(f"{accounting.failed} cases failed")
+
+
+if __name__ == "__main__":
+    main()

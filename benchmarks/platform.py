@@ -1,0 +1,87 @@
+"""A stack for the benchmarks, and cases in its catalog that wait for prepare."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from infra.stack.plan import Stack
+from infra.stack.throwaway import throwaway_stack
+from retroln.imaging import nifti
+from retroln.imaging.phantom import PhantomSpec, make_phantom
+from retroln.settings import Settings
+
+
+@contextmanager
+def platform(shard_workers: int, processes: int) -> Iterator[tuple[Stack, Settings]]:
+    """A fresh stack, and settings as its operator has them; this process is its client meanwhile."""
+    own = f"RETROLN_PROCESSES={processes}\n"
+    with throwaway_stack("--shard-workers", str(shard_workers), own_settings=own) as stack:
+        os.environ["RETROLN_ENV_FILE"] = str(stack.home / "retroln.env")
+        os.environ.update(
+            {k: v for k, v in stack.client_environment("operator").items() if k.startswith("PREFECT")}
+        )
+        yield stack, Settings(fan_out="workers")
+
+
+def deliver(
+    settings: Settings, stack: Stack, cases: list[str], spacing_mm: tuple[float, float, float]
+) -> None:
+    """The same phantom under every case id, each a patient of its own, ingested and waiting for prepare.
+
+    Ingest happens in this process: it is not what these benchmarks measure.
+    """
+    from contextlib import closing
+
+    from retroln.steps import ingest
+    from retroln.steps.runs import Run
+
+    phantom = make_phantom(PhantomSpec(seed=7, spacing_mm=spacing_mm, orientation="LPS"))
+    with TemporaryDirectory() as folder, closing(stack.s3("delivery").client()) as client:
+        for name, volume in (("ct", phantom.ct), ("vertebrae", phantom.vertebrae), ("mask", phantom.nodes)):
+            path = Path(folder, f"{name}.nii.gz")
+            nifti.write_source(path, volume)
+            for case in cases:
+                client.upload_file(str(path), "source", f"{case}-patient/{case}/{name}.nii.gz")
+    run = Run.begin(settings, "ingest", {})
+    run.finish(ingest.ingest(settings, run_id=run.run_id))
+
+
+def run_deployment(name: str, **parameters: Any) -> Any:
+    """Start a deployment and wait for its end, as a user would; the flow run."""
+    from prefect.deployments import run_deployment as start
+
+    ended: Any = start(f"{name}/{name}", parameters=parameters, poll_interval=1, as_subflow=False)
+    if not ended.state.is_completed():
+        raise RuntimeError(f"{name} ended as {ended.state}")
+    return ended
+
+
+def prepared_at(settings: Settings, cases: list[str]) -> list[float]:
+    """When each case became prepared, in seconds since 1970, in order."""
+    from retroln.steps.workspace import open_workspace
+
+    catalog = open_workspace(settings).catalog
+    moments = []
+    for case in cases:
+        event = catalog.case_history(case).events[-1]
+        if event.to_state != "prepared":
+            raise RuntimeError(f"{case} is {event.to_state}")
+        moments.append(event.at.timestamp())
+    return sorted(moments)
+
+
+def free_gigabytes(path: Path = Path("/")) -> float:
+    """Space left on the disk, since a benchmark's cases fill it."""
+    return shutil.disk_usage(path).free / 2**30
+
+
+def now() -> float:
+    """A clock for durations, in seconds."""
+    return time.monotonic()
