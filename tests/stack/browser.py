@@ -64,6 +64,7 @@ class PrefectPages:
         self.page.locator("input[type=password]").fill(stack.secrets["prefect"])
         self.page.get_by_role("button", name="Login").click()
         self.page.wait_for_url("**/dashboard*")
+        self.page.reload()  # else a notice about the moment before the login lies over the forms' buttons
 
     def deployment(self, name: str) -> None:
         """From the menu to a deployment's page."""
@@ -94,7 +95,7 @@ class PrefectPages:
 
     def field(self, form: Page | Locator, name: str) -> Locator:
         """A parameter's or an answer's part of a form, with its description."""
-        return form.locator(".schema-form-property").filter(has_text=re.compile(rf"^{name}\b")).first
+        return form.locator(".schema-form-property").filter(has_text=re.compile(rf"^{name}")).first
 
 
 class MlflowPages:
@@ -117,6 +118,10 @@ class MlflowPages:
         self.page.get_by_placeholder("Value").fill(value)
         self.page.get_by_role("button", name="Add", exact=True).click()
         self.page.get_by_role("cell", name=name, exact=True).wait_for(state="attached")
+
+    def show_tag(self, name: str) -> None:
+        """Roll the table of tags until one of them is seen."""
+        self.page.get_by_role("cell", name=name, exact=True).scroll_into_view_if_needed()
 
     def alias_form(self) -> Locator:
         """The form behind the pencil beside the aliases."""
