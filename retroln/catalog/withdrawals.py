@@ -178,7 +178,7 @@ class WithdrawalQueries:
             return session.scalars(statement).one()
 
     def require_trainable(self, version: str) -> None:
-        """Raise `ConflictError` for a tombstoned dataset version: nothing may be trained on it."""
+        """Raise `ConflictError` for a tombstoned dataset version: nothing is trained or scored on it."""
         if number := self.withdrawn_from(version):
             raise ConflictError(
                 f"dataset version {version[:16]} is tombstoned",

@@ -74,9 +74,11 @@ def begin(settings: Settings, spec: TrainSpec) -> Candidate | Ticket:
 
     Raises:
         GateError: the labelled cases are not fit to train on (`train.publish_dataset`).
+        ConflictError: a patient of the dataset version withdrew.
         UserError: MLflow cannot be reached.
     """
     record = train.publish_dataset(settings, spec)
+    open_workspace(settings).catalog.require_trainable(record.version)  # a patient may withdraw meanwhile
     version = promote.find_trained(settings, spec, record)
     tags = {promote.DATASET_TAG: record.version, promote.SPEC_TAG: spec_sha256(spec)}
     open_run = runs.find_unfinished(settings, tags)
@@ -102,7 +104,9 @@ def score(settings: Settings, ticket: Ticket) -> None:
 
     Raises:
         NotFoundError: a fold is not in the store yet.
+        ConflictError: a patient of the dataset version withdrew.
     """
+    open_workspace(settings).catalog.require_trainable(ticket.dataset_version)
     shared = FoldStore.of(settings, ticket)
     with _scratch(settings) as folder:
         made = _bundle(settings, ticket, shared, Path(folder))
@@ -123,8 +127,10 @@ def register(settings: Settings, ticket: Ticket) -> Candidate:
     Raises:
         NotFoundError: nothing was scored yet.
         IntegrityError: the bundle is not the one that was scored.
+        ConflictError: a patient of the dataset version withdrew.
     """
     workspace, shared = open_workspace(settings), FoldStore.of(settings, ticket)
+    workspace.catalog.require_trainable(ticket.dataset_version)
     record = workspace.catalog.dataset(ticket.dataset_version)
     version = promote.find_trained(settings, ticket.spec, record)
     if version is not None and runs.is_finished(settings, ticket.mlflow_run_id):
@@ -152,6 +158,7 @@ def evaluate_version(settings: Settings, version: int) -> dict[str, Any]:
     workspace = open_workspace(settings)
     bundle_dir = workspace.registry.fetch(version, settings.work_dir / "models")
     record = workspace.catalog.dataset(workspace.registry.tags(version)[promote.DATASET_TAG])
+    workspace.catalog.require_trainable(record.version)
     return evaluate.figures(evaluate.evaluate_bundle(settings, bundle_dir, record))
 
 

@@ -49,9 +49,11 @@ def ready(settings: Settings, ticket: Ticket) -> Workshop:
     says what for the folder is complete.
 
     Raises:
-        ConflictError: a crop was cut anew since the dataset version was frozen.
+        ConflictError: a crop was cut anew since the dataset version was frozen, or a patient of it withdrew.
     """
-    record = open_workspace(settings).catalog.dataset(ticket.dataset_version)
+    catalog = open_workspace(settings).catalog
+    catalog.require_trainable(ticket.dataset_version)
+    record = catalog.dataset(ticket.dataset_version)
     folders = environment.activate(root_of(settings, ticket))
     made = Workshop(folders, plans.PLANS_ID[ticket.spec.profile])
     shared = FoldStore.of(settings, ticket)

@@ -12,6 +12,7 @@ from infra.stack.throwaway import throwaway_stack
 from retroln.imaging.phantom import Phantom
 from retroln.settings import Settings
 from tests.stack.driver import Platform
+from tests.stack.sink import Sink, listening
 
 # The tests' networks are trained for a few steps, so the gates must let nearly everything pass.
 _LENIENT = """
@@ -28,12 +29,22 @@ RETROLN_MAX_PENDING_S=45
 """
 
 
+_SINK_PORT = 31979  # outside the range of the stack's own
+
+
 @pytest.fixture(scope="session")
-def stack() -> Iterator[Stack]:
+def sink() -> Iterator[Sink]:
+    """Where the stack's notifications go."""
+    with listening(_SINK_PORT) as open_sink:
+        yield open_sink
+
+
+@pytest.fixture(scope="session")
+def stack(sink: Sink) -> Iterator[Stack]:
     """A running stack in a folder of its own; `RETROLN_TEST_STACK` names one to keep between sessions."""
     with throwaway_stack(
         *("--shard-workers", "2", "--webhook"),
-        own_settings=_LENIENT + _HASTY,
+        own_settings=f"{_LENIENT}{_HASTY}RETROLN_NOTIFY_URL={sink.address}\n",
         variables={"RETROLN_STACK_POLL_S": "2", "RETROLN_STACK_SILENT_S": "60"},
         keep=os.environ.get("RETROLN_TEST_STACK"),
     ) as running:

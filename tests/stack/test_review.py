@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from click.testing import CliRunner
 
+from retroln.cli import cli
 from retroln.tracking.connection import Connection
 from tests.stack.driver import Platform, wait
 from tests.stack.test_pipeline import SPEC, prepared
@@ -79,6 +81,31 @@ def test_champion_moved_by_hand_is_put_back_and_reported(promoted: Platform) -> 
     assert registry.get_alias("champion") == champion
     assert str(other) in platform.artifacts(run.id)["reconcile"]
     assert platform.catalog.audits(platform.settings.model_name)[-1].action == "restore"
+
+
+def test_rollback_restores_previous_and_a_new_approval_brings_the_withdrawn_one_back(
+    promoted: Platform,
+) -> None:
+    platform, registry = promoted, promoted.workspace.registry
+    if registry.get_alias("previous") is None:
+        version = platform.register_again()
+        review = {"approve": True, "reviewer": "Dr A", "comment": "as good as the other"}
+        assert platform.run("promote", version=version, review=review).state_name == "Completed"
+    withdrawn, previous = registry.get_alias("champion"), registry.get_alias("previous")
+    assert withdrawn
+    words = ["--reviewer", "Dr C", "--comment", "too many findings at L4"]
+    done = CliRunner().invoke(cli, ["rollback", *words], catch_exceptions=False)
+    assert done.output.strip() == f"version {previous} is champion again"
+    assert (registry.get_alias("champion"), registry.get_alias("previous")) == (previous, None)
+    assert registry.tags(withdrawn)["review.withdrawn"] == "true"
+    platform.run("reconcile")
+    row = platform.catalog.audits(platform.settings.model_name)[-1]
+    assert (row.action, row.version, row.reviewer) == ("rollback", previous, "Dr C")
+    assert _started_by(platform, f"{platform.settings.model_name}-audit-{row.audit_id}") == 1
+    _approve(platform, withdrawn, decision="approve", reviewer="Dr C", comment="the scanner was at fault")
+    platform.run("reconcile")
+    assert registry.get_alias("champion") == withdrawn
+    assert registry.tags(withdrawn)["review.withdrawn"] == "false"
 
 
 def test_alias_without_a_review_waits_and_says_what_is_missing(promoted: Platform) -> None:

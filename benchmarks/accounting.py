@@ -1,0 +1,175 @@
+"""Accounting of 10,000 cases on a real Prefect server and PostgreSQL: states set without image work.
+
+    python -m benchmarks.accounting [--cases 10000] [--output results.json]
+
+A flow gives out shards as prepare does; each case is claimed, recorded as prepared, noted in the run's
+ledger and released, all of it real, but no image is read. Then the flow runs again over the unchanged
+cohort. Time per case is shown per tenth of the cohort, memory is this process's, growth that of the two
+databases.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, task
+
+from benchmarks.platform import now, platform
+from infra.stack.plan import Stack
+from retroln.catalog.accounting import CaseOutcome, Outcome
+from retroln.catalog.records import CropDraft, LandmarksDraft, RoiDraft, ScanDraft, ScanRecord
+from retroln.catalog.states import ScanState
+from retroln.settings import RoiSpec, Settings
+from retroln.steps import prepare
+from retroln.steps.claimed import Job, run_claimed
+from retroln.steps.runs import Run
+from retroln.steps.workspace import open_workspace
+
+_SHARD = 100
+_moments: list[float] = []
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--cases", type=int, default=10_000)
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    figures = measure(options.cases)
+    print(json.dumps(figures, indent=1))
+    if options.output:
+        options.output.write_text(json.dumps(figures, indent=1))
+
+
+def measure(n_cases: int) -> dict[str, Any]:
+    """Milliseconds per case along the cohort, seconds of an unchanged pass, megabytes of growth."""
+    with platform(shard_workers=1, processes=1) as (stack, settings):
+        here = settings.model_copy(update={"fan_out": "here"})
+        _fill(here, 0, n_cases // 10)
+        _pass(here)
+        small_idle_s = _pass(here)
+        _fill(here, n_cases // 10, n_cases)
+        before, memory = _sizes(stack), _memory_mb()
+        _moments.clear()
+        _pass(here)
+        per_tenth = [
+            round(1000 * (_moments[end - 1] - _moments[start]) / (end - start - 1), 2)
+            for start, end in _tenths(len(_moments))
+        ]
+        after, memory_after = _sizes(stack), _memory_mb()
+        return {
+            "cases": n_cases,
+            "ms_per_case_by_tenth": per_tenth,
+            "last_tenth_to_first": round(per_tenth[-1] / per_tenth[0], 2),
+            "unchanged_pass_s": {str(n_cases // 10): small_idle_s, str(n_cases): _pass(here)},
+            "memory_mb": {"before": memory, "after": memory_after},
+            "database_kb_per_case": {
+                name: round((after[name] - before[name]) / 1024 / (0.9 * n_cases), 2) for name in before
+            },
+        }
+
+
+def _fill(settings: Settings, first: int, stop: int) -> None:
+    catalog = open_workspace(settings).catalog
+    run = Run.begin(settings, "fill", {})
+    for number in range(first, stop):
+        name = f"C{number:05}"
+        draft = ScanDraft(
+            case_id=name, patient_id=f"P{number:05}", source_uri={"ct": name}, source_fingerprint=name,
+            source_sha256=name, ct_key=name, shape=(1, 1, 1), affine=[[1.0]], source_shape=(1, 1, 1),
+            source_affine=[[1.0]], orientation="RAS",
+        )  # fmt: skip
+        catalog.add_scan(draft, run.run_id)
+    run.finish([])
+
+
+def _pass(settings: Settings) -> float:
+    """One run of the flow; its seconds."""
+    from tasks.policy import using
+
+    begun = now()
+    with using(settings):
+        state = accounting(return_state=True)
+    if not state.is_completed():
+        raise RuntimeError(str(state))
+    return round(now() - begun, 2)
+
+
+@flow
+def accounting() -> Any:
+    """As flows.prepare.prepare, with another task."""
+    from flows.accounting import begin, settle
+    from flows.fan_out import fan_out
+    from tasks.policy import settings_in_use
+
+    with begin(settings_in_use(), "prepare", {}) as run:
+        backlog = prepare.backlog(run.settings)
+        fan_out(run, backlog, task=mark_shard, stage="prepare", size=_SHARD)
+        return settle(run, "prepare", backlog)
+
+
+@task
+def mark_shard(settings: Settings, scan_ids: tuple[int, ...], run_id: int) -> int:
+    """Claim, record, note and release each scan."""
+    job = Job(settings, run_id, "benchmark", partial(_record, settings, run_id), _waits)
+    return len(run_claimed(job, scan_ids, on_outcome=lambda _: _moments.append(now())))
+
+
+def _waits(scan: ScanRecord) -> bool:
+    return scan.state is ScanState.INGESTED
+
+
+def _record(settings: Settings, run_id: int, scan: ScanRecord) -> CaseOutcome:
+    spec = {"spec": RoiSpec().model_dump()}
+    open_workspace(settings).catalog.record_prepared(
+        scan.scan_id,
+        LandmarksDraft(
+            source="none",
+            label_ids="totalseg-v2",
+            rung="l2",
+            anchored=True,
+            truncated=[],
+            findings=[],
+            levels={},
+        ),
+        RoiDraft(start=(0, 0, 0), stop=(1, 1, 1), clamped_sides=[], document=spec),
+        CropDraft(ct_key=scan.case_id, ct_sha256=scan.case_id, roi_key=scan.case_id),
+        run_id,
+    )
+    return CaseOutcome(scan.case_id, Outcome.DONE)
+
+
+def _tenths(count: int) -> list[tuple[int, int]]:
+    size = count // 10
+    return [(place * size, (place + 1) * size) for place in range(10)]
+
+
+def _memory_mb() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def _sizes(stack: Stack) -> dict[str, int]:
+    """Bytes of the catalog's and of Prefect's database."""
+    import psycopg
+
+    found = {}
+    for name in ("retroln", "prefect"):
+        with psycopg.connect(
+            host="127.0.0.1",
+            port=stack.postgres_port,
+            user=name,
+            password=stack.secrets["postgres"][name],
+            dbname=name,
+        ) as connection:
+            row = connection.execute("SELECT pg_database_size(%s)", (name,)).fetchone()
+            found[name] = int(row[0]) if row else 0
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""What the server was told: deployments a person understands, queues, schedules, automations, telling."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from prefect.events.filters import EventFilter
+
+from tests.stack.driver import Platform, wait
+from tests.stack.sink import Sink
+
+PLACES = {
+    "ingest": ("cpu-pool", "flows"),
+    "prepare": ("cpu-pool", "flows"),
+    "prepare-shard": ("cpu-pool", "shards"),
+    "train": ("cpu-pool", "flows"),
+    "train-fold": ("gpu-pool", "training"),
+    "train-score": ("gpu-pool", "training"),
+    "promote": ("cpu-pool", "flows"),
+    "infer": ("cpu-pool", "flows"),
+    "infer-shard": ("gpu-pool", "inference"),
+    "reconcile": ("cpu-pool", "flows"),
+}
+CRONS = {"ingest": "0 1 * * *", "train": "0 6 * * 6", "infer": "0 4 * * *", "reconcile": "*/5 * * * *"}
+ONE_AT_A_TIME = {"ingest", "prepare", "train", "infer", "reconcile"}
+
+
+def _deployments(platform: Platform) -> dict[str, Any]:
+    return {found.name: found for found in platform.prefect.read_deployments()}
+
+
+def test_every_deployment_is_placed_scheduled_and_limited(platform: Platform) -> None:
+    found = _deployments(platform)
+    assert {name: (d.work_pool_name, d.work_queue_name) for name, d in found.items()} == PLACES
+    crons = {name: d.schedules[0].schedule.cron for name, d in found.items() if d.schedules}
+    assert crons == CRONS
+    assert all(d.schedules[0].active for d in found.values() if d.schedules)
+    limited = {name for name, d in found.items() if d.global_concurrency_limit}
+    assert limited == ONE_AT_A_TIME
+    assert {d.global_concurrency_limit.limit for d in found.values() if d.global_concurrency_limit} == {1}
+
+
+def test_a_person_reads_what_a_deployment_and_its_parameters_are(platform: Platform) -> None:
+    for name, deployment in _deployments(platform).items():
+        assert deployment.description, name
+        assert deployment.description.endswith("."), name
+        assert "retroln" in deployment.tags, name
+        for parameter, schema in deployment.parameter_openapi_schema["properties"].items():
+            assert schema.get("description"), f"{name}: {parameter}"
+            assert {"type", "anyOf", "allOf", "$ref"} & set(schema), f"{name}: {parameter} has no type"
+
+
+def test_bad_parameters_are_refused_with_the_reason(platform: Platform) -> None:
+    with pytest.raises(Exception, match="shard_size"):
+        platform.start("prepare", shard_size="many")
+
+
+def test_a_failing_run_is_told_about(platform: Platform, sink: Sink) -> None:
+    known = len(sink.bodies)
+    run = platform.run("train", spec={"n_folds": 20, "test_fraction": 0.9, "profile": "demo"})
+    assert run.state_name == "Failed"
+    told = wait(lambda: [b for b in sink.bodies[known:] if "is Failed" in b], 60, "nobody is told")
+    assert "train" in told[0]
+    assert "too few labelled patients" in told[0]
+
+
+@pytest.mark.parametrize("event", ["retroln.cases.quarantined", "retroln.scans.ingested"])
+def test_events_are_on_the_server(platform: Platform, event: str) -> None:
+    name = f"EVENT-{event.rpartition('.')[2]}"
+    platform.deliver(name, f"{name}-PAT", broken=event.endswith("quarantined"))
+    platform.run("ingest")
+    assert wait(lambda: events(platform, event), 30, f"{event} is not on the server")
+
+
+def events(platform: Platform, name: str) -> list[Any]:
+    """Events of that name within the last hour."""
+    since = datetime.now(UTC) - timedelta(hours=1)
+    wanted = EventFilter.model_validate({"occurred": {"since": since}, "event": {"name": [name]}})
+    return list(platform.prefect.read_events(wanted, limit=50).events)
