@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from hashlib import sha256
-from typing import Any
+from typing import Annotated, Any
 
 from prefect import flow, runtime
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -18,6 +18,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import run_deployment
 from prefect.logging import get_run_logger
 from prefect.states import Cancelling
+from pydantic import Field
 
 from flows.sweep import start_again_if_stuck
 from retroln.settings import Settings
@@ -30,11 +31,11 @@ _ROUNDS = 3  # a shard that dies again and again has a case that kills workers
 _POLL_S = 2.0
 
 Shard = tuple[int, ...]
+Size = Annotated[int, Field(ge=0)]
+"""Cases per shard; 0 takes the setting."""
 
 
-def fan_out(
-    run: Run, backlog: Backlog, *, task: Any, stage: str, size: int, dask_address: str | None = None
-) -> None:
+def fan_out(run: Run, backlog: Backlog, *, task: Any, stage: str, size: int, dask_address: str = "") -> None:
     """Give out `backlog.left` in shards of `size` and return when each case has an outcome or no worker.
 
     Args:

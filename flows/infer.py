@@ -7,7 +7,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
 from flows.accounting import DAY_S, begin, rename, settle
-from flows.fan_out import fan_out
+from flows.fan_out import Size, fan_out
 from flows.shard import told
 from retroln.catalog.accounting import Accounting
 from retroln.errors import NotFoundError
@@ -18,12 +18,12 @@ from tasks.results import show_results
 
 
 @flow(name="infer", flow_run_name="infer", timeout_seconds=DAY_S)
-def infer(shard_size: int | None = None, dask_address: str | None = None) -> State[Accounting]:
+def infer(shard_size: Size = 0, dask_address: str = "") -> State[Accounting]:
     """Label maps on the delivered grid, nodes and case pages for new CT; scans trained on are skipped.
 
     Args:
-        shard_size: Cases per shard; empty takes RETROLN_SHARD_SIZE.
-        dask_address: Address of a Dask scheduler to use instead of the work pool, e.g. tcp://dask:8786.
+        shard_size: Cases per shard; 0 takes RETROLN_SHARD_SIZE.
+        dask_address: Address of a Dask scheduler, e.g. tcp://dask:8786; empty uses the work pool.
     """
     settings = settings_in_use()
     try:

@@ -6,6 +6,7 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 
 from flows.accounting import DAY_S, begin, finish
+from flows.fan_out import Size
 from retroln.catalog.accounting import Accounting, Outcome
 from tasks import events
 from tasks.artifacts import Progress
@@ -14,11 +15,11 @@ from tasks.stages import ingest_shard, list_source
 
 
 @flow(name="ingest", flow_run_name="ingest", timeout_seconds=DAY_S)
-def ingest(shard_size: int | None = None) -> State[Accounting]:
+def ingest(shard_size: Size = 0) -> State[Accounting]:
     """Validate, hash, canonicalise and record the CT that has arrived; unchanged cases are skipped.
 
     Args:
-        shard_size: Cases per task; empty takes RETROLN_SHARD_SIZE.
+        shard_size: Cases per task; 0 takes RETROLN_SHARD_SIZE.
     """
     settings = settings_in_use()
     size = shard_size or settings.shard_size

@@ -6,7 +6,7 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 
 from flows.accounting import DAY_S, begin, settle
-from flows.fan_out import fan_out
+from flows.fan_out import Size, fan_out
 from flows.shard import told
 from retroln.catalog.accounting import Accounting
 from retroln.steps import prepare as step
@@ -15,15 +15,13 @@ from tasks.policy import settings_in_use
 
 
 @flow(name="prepare", flow_run_name="prepare", timeout_seconds=DAY_S)
-def prepare(
-    shard_size: int | None = None, again: bool = False, dask_address: str | None = None
-) -> State[Accounting]:
+def prepare(shard_size: Size = 0, again: bool = False, dask_address: str = "") -> State[Accounting]:
     """Crop every ingested scan to the region referenced to L2; doubtful landmarks wait for a person.
 
     Args:
-        shard_size: Cases per shard; empty takes RETROLN_SHARD_SIZE.
+        shard_size: Cases per shard; 0 takes RETROLN_SHARD_SIZE.
         again: Also cut anew what was cut by another region than the present one.
-        dask_address: Address of a Dask scheduler to use instead of the work pool, e.g. tcp://dask:8786.
+        dask_address: Address of a Dask scheduler, e.g. tcp://dask:8786; empty uses the work pool.
     """
     settings = settings_in_use()
     size = shard_size or settings.shard_size

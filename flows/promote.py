@@ -31,11 +31,11 @@ class Review(RunInput):
 
 
 @flow(name="promote", flow_run_name="promote")
-def promote(version: int | None = None, review: Review | None = None) -> State[GateDecision]:
+def promote(version: int = 0, review: Review | None = None) -> State[GateDecision]:
     """Check the gates of a version, wait for a reviewer's decision, and make it champion.
 
     Args:
-        version: Version of the model; empty takes the one under alias candidate.
+        version: Version of the model; 0 takes the one under alias candidate.
         review: The decision, when it has been taken already. Empty: the run suspends and asks.
     """
     settings = settings_in_use()
@@ -48,7 +48,8 @@ def promote(version: int | None = None, review: Review | None = None) -> State[G
         return Failed(name="Refused", message=str(refusal), data=refusal)
     if review is None:
         rename(f"promote: version {version} waits for a reviewer")
-        form = Review.with_initial_data(description=shown, approve=False)
+        asked = f"{shown}\n\nApprove on: it becomes champion. Off: it is rejected."
+        form = Review.with_initial_data(description=asked, approve=False)
         review = suspend_flow_run(wait_for_input=form, timeout=_WEEK_S, key=f"review-{version}")
     return _decide(settings, version, review, gates)
 
@@ -79,11 +80,10 @@ def _decide(settings: Settings, version: int, review: Review, gates: GateDecisio
 
 def _show(settings: Settings, version: int, gates: GateDecision) -> str:
     """Gate figures and links, as an artifact and above the form."""
-    rows = [f"| {c.name} | {c.got} | {c.needed} | {'pass' if c.passed else 'FAIL'} |" for c in gates.checks]
+    rows = [f"- {'pass' if c.passed else 'FAIL'} {c.name}: {c.got} (needed {c.needed})" for c in gates.checks]
     address = links.version_url(settings, version)
     linked = f"\n\n[Version {version} in MLflow]({address})" if address else ""
-    text = f"### {settings.model_name} version {version}\n\n| gate | found | needed | |\n|---|---|---|---|\n"
-    text += "\n".join(rows) + linked
+    text = f"### {settings.model_name} version {version}\n\n" + "\n".join(rows) + linked
     show_text("promote-gates", text)
     show_link("mlflow-version", address, f"version {version} in MLflow")
     return text

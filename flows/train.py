@@ -17,17 +17,18 @@ from tasks import events, stages
 from tasks.artifacts import show_link
 from tasks.policy import settings_in_use
 
+_PUBLISHED = TrainSpec()
 _ATTEMPTS = 5  # a fold goes on from its checkpoint each time
 
 
 @flow(name="train", flow_run_name="train")
-def train(spec: TrainSpec | None = None) -> State[Candidate]:
+def train(spec: TrainSpec = _PUBLISHED) -> State[Candidate]:
     """Train a candidate on every labelled, prepared case; the same data and spec train only once.
 
     Args:
-        spec: How to train. Empty takes the published network with its published budget.
+        spec: How to train: the published network with its published budget, unless changed.
     """
-    settings, spec = settings_in_use(), spec or TrainSpec()
+    settings = settings_in_use()
     with begin(settings, "train", spec.model_dump(mode="json")) as run:
         if settings.fan_out == "workers":
             candidate = _on_workers(settings, spec)

@@ -58,15 +58,17 @@ class TrainSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    profile: Literal["reference", "demo"] = "reference"
+    profile: Literal["reference", "demo"] = Field(
+        "reference", description="the published network, or a small one for the CPU"
+    )
     folds: tuple[int, ...] = Field((0,), description="which of `n_folds` to train")
-    n_folds: int = Field(5, ge=2, le=20)
-    epochs: int = Field(1000, ge=1)
+    n_folds: int = Field(5, ge=2, le=20, description="folds that the training patients are split into")
+    epochs: int = Field(1000, ge=1, description="epochs per fold")
     iterations: int = Field(250, ge=1, description="training iterations per epoch")
-    validation_iterations: int = Field(50, ge=1)
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    validation_iterations: int = Field(50, ge=1, description="validation iterations per epoch")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU if there is one")
     test_fraction: float = Field(0.2, gt=0, lt=1, description="share of patients locked away for testing")
-    seed: int = 600
+    seed: int = Field(600, description="of the split by patient and of the training")
     containment_min: float = Field(
         0.9, ge=0, le=1, description="share of a case's labelled node voxels that must lie in the region"
     )
