@@ -78,7 +78,9 @@ COPY flows ./flows
 COPY retroln ./retroln
 USER 10001:10001
 HEALTHCHECK --interval=30s --timeout=5s --start-period=60s CMD ["answers", "http://127.0.0.1:8080/health"]
-CMD ["prefect", "worker", "start", "--type", "process", "--pool", "cpu-pool", "--with-healthcheck", \
+# infra.worker lets flow runs end before the worker does: stop a container with a minute of grace
+CMD ["python", "-m", "infra.worker", "40", \
+     "prefect", "worker", "start", "--type", "process", "--pool", "cpu-pool", "--with-healthcheck", \
      "--no-create-pool-if-not-found", "--install-policy", "never"]
 
 FROM worker AS cpu

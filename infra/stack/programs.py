@@ -14,6 +14,7 @@ from infra.postgres import write_secret
 from infra.stack.plan import TELEMETRY_OFF, Stack
 
 _BIN = Path(sys.executable).parent
+_GRACE_S = 40  # for a training to write its checkpoint and copy it to the store
 
 
 @dataclass(frozen=True)
@@ -76,11 +77,11 @@ def workers(stack: Stack, shard_workers: int = 1, webhook: bool = False) -> list
 
 
 def _worker(name: str, pool: str, queue: str, environment: Mapping[str, str], limit: int = 0) -> Program:
-    command = [_tool("prefect"), "worker", "start", "--name", name, "--pool", pool, "--work-queue", queue]
+    command = [sys.executable, "-m", "infra.worker", str(_GRACE_S), _tool("prefect"), "worker", "start"]
+    command += ["--name", name, "--pool", pool, "--work-queue", queue]
     command += ["--type", "process", "--no-create-pool-if-not-found", "--install-policy", "never"]
     command += ["--limit", str(limit)] if limit else []
-    # a training that is told to stop writes a checkpoint first
-    return Program(f"worker-{name}", command, environment, grace_s=40)
+    return Program(f"worker-{name}", command, environment, grace_s=_GRACE_S + 15)
 
 
 def _worker_environment(stack: Stack, env_file: str) -> dict[str, str]:

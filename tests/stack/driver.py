@@ -21,6 +21,7 @@ from prefect.client.schemas.sorting import FlowRunSort
 
 from infra.stack.plan import Stack
 from infra.stack.supervisor import Supervisor
+from infra.worker import children_of
 from retroln.catalog.catalog import Catalog
 from retroln.catalog.records import RunRecord
 from retroln.catalog.states import ScanState
@@ -153,9 +154,15 @@ class Platform:
         """Process id of one of the stack's programs."""
         return int(self.supervisor.states()[program]["pid"])
 
+    def worker_processes(self, worker: str) -> list[int]:
+        """Process ids of what keeps a worker and of the worker itself."""
+        keeper = self.pid(worker)
+        return [keeper, *children_of(keeper)]
+
     def flow_processes(self, worker: str) -> list[int]:
-        """Process ids of the flow runs that a worker has started."""
-        return descendants(self.pid(worker))
+        """Process ids of the flow runs that a worker has started, and of what they started."""
+        _, *inner = self.worker_processes(worker)
+        return [pid for process in inner for pid in descendants(process)]
 
 
 def wait(look: Callable[[], Seen | None], timeout_s: float, what: str) -> Seen:
@@ -170,8 +177,7 @@ def wait(look: Callable[[], Seen | None], timeout_s: float, what: str) -> Seen:
 
 def descendants(pid: int) -> list[int]:
     """Process ids of all that a process started, and they in turn."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [found for child in map(int, children) for found in [child, *descendants(child)]]
+    return [found for child in children_of(pid) for found in [child, *descendants(child)]]
 
 
 def kill(*pids: int) -> None:
