@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from prefect import flow
+from uuid import UUID
+
+from prefect import flow, runtime
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.flow_runs import suspend_flow_run
 from prefect.input import RunInput
@@ -20,6 +23,7 @@ from tasks.artifacts import show_link, show_text
 from tasks.policy import settings_in_use
 
 _WEEK_S = 7 * 24 * 3600
+_TAG = "version:"
 
 
 class Review(RunInput):
@@ -39,7 +43,8 @@ def promote(version: int = 0, review: Review | None = None) -> State[GateDecisio
         review: The decision, when it has been taken already. Empty: the run suspends and asks.
     """
     settings = settings_in_use()
-    version = version or _candidate(settings)
+    version = version or _remembered() or _candidate(settings)
+    _remember(version)
     gates = stages.check_gates(settings, version)
     shown = _show(settings, version, gates)
     if not gates.passed:
@@ -48,8 +53,7 @@ def promote(version: int = 0, review: Review | None = None) -> State[GateDecisio
         return Failed(name="Refused", message=str(refusal), data=refusal)
     if review is None:
         rename(f"promote: version {version} waits for a reviewer")
-        asked = f"{shown}\n\nApprove on: it becomes champion. Off: it is rejected."
-        form = Review.with_initial_data(description=asked, approve=False)
+        form = Review.with_initial_data(description=shown)
         review = suspend_flow_run(wait_for_input=form, timeout=_WEEK_S, key=f"review-{version}")
     return _decide(settings, version, review, gates)
 
@@ -57,6 +61,19 @@ def promote(version: int = 0, review: Review | None = None) -> State[GateDecisio
 def failed_checks(gates: GateDecision) -> str:
     """The gates that did not pass, in words."""
     return ", ".join(f"{c.name} {c.got} (needed {c.needed})" for c in gates.checks if not c.passed)
+
+
+def _remembered() -> int | None:
+    """The version that this run began with: another may be candidate by the time a reviewer answers."""
+    numbers = [tag.removeprefix(_TAG) for tag in runtime.flow_run.get_tags() if tag.startswith(_TAG)]
+    return int(numbers[0]) if numbers else None
+
+
+def _remember(version: int) -> None:
+    tag, flow_run_id = f"{_TAG}{version}", runtime.flow_run.get_id()
+    if flow_run_id and tag not in runtime.flow_run.get_tags():
+        with get_client(sync_client=True) as client:
+            client.update_flow_run(UUID(flow_run_id), tags=[*runtime.flow_run.get_tags(), tag])
 
 
 def _candidate(settings: Settings) -> int:
@@ -84,6 +101,6 @@ def _show(settings: Settings, version: int, gates: GateDecision) -> str:
     address = links.version_url(settings, version)
     linked = f"\n\n[Version {version} in MLflow]({address})" if address else ""
     text = f"### {settings.model_name} version {version}\n\n" + "\n".join(rows) + linked
-    show_text("promote-gates", text)
+    show_text("promote-gates", text, "What the gates found")
     show_link("mlflow-version", address, f"version {version} in MLflow")
     return text

@@ -29,7 +29,7 @@ def reconcile() -> State[None]:
         start_inference(settings, done.current)
     remarks = [*_remarks(done), *sweep(settings)]
     if remarks:
-        show_text("reconcile", "\n".join(f"- {remark}" for remark in remarks))
+        show_text("reconcile", "\n".join(f"- {remark}" for remark in remarks), "What reconcile did")
     rename(f"reconcile: {remarks[0]}" if remarks else "reconcile: nothing to do")
     return Completed(message="; ".join(remarks) or "nothing to do")
 

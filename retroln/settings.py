@@ -53,10 +53,16 @@ class GateSpec(BaseModel):
     )
 
 
+def _in_order(schema: dict[str, Any]) -> None:
+    """Number the fields, so that a form made from the schema shows them as they stand here."""
+    for place, field in enumerate(schema["properties"].values()):
+        field["position"] = place
+
+
 class TrainSpec(BaseModel):
     """How to train. `demo` is a small network for the CPU, `reference` the published one."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, json_schema_extra=_in_order)
 
     profile: Literal["reference", "demo"] = Field(
         "reference", description="the published network, or a small one for the CPU"

@@ -52,15 +52,15 @@ def sum_in_words(accounting: Accounting) -> str:
     )
 
 
-def show_text(key: str, markdown: str) -> None:
+def show_text(key: str, markdown: str, description: str) -> None:
     """A paragraph on the run's page."""
-    create_markdown_artifact(key=key, markdown=markdown)
+    create_markdown_artifact(key=key, markdown=markdown, description=description)
 
 
 def show_link(key: str, address: str | None, text: str) -> None:
     """A link on the run's page; nothing where there is no page to link to."""
     if address:
-        create_link_artifact(key=key, link=address, link_text=text)
+        create_link_artifact(key=key, link=address, link_text=text, description=text)
 
 
 def show_rows(key: str, rows: list[dict[str, Any]], description: str) -> None:

@@ -19,7 +19,18 @@ QUEUES = {"cpu-pool": ("flows", "shards"), "gpu-pool": ("inference", "training")
 ZOMBIE = "retroln: crash runs whose heartbeat stopped"
 FAILING = "retroln: tell about failing runs"
 OVER_AGE = "retroln: tell about over-age runs"
-_TERMINAL = {f"prefect.flow-run.{name}" for name in ("Completed", "Failed", "Cancelled", "Crashed")}
+# events carry a state's name, which says more than its type in RetroLN's flows
+_ENDS = (
+    "Completed",
+    "Quarantined",
+    "NothingPromoted",
+    "Rejected",
+    "Failed",
+    "Refused",
+    "Cancelled",
+    "Crashed",
+)
+_ENDED = {f"prefect.flow-run.{name}" for name in _ENDS}
 _BLOCK = "retroln-notify"
 
 
@@ -86,7 +97,7 @@ def _automations(settings: Settings) -> None:
             description="A worker that was killed cannot say so; its runs would stay Running for ever.",
             trigger=EventTrigger(
                 after={"prefect.flow-run.heartbeat"},
-                expect={"prefect.flow-run.heartbeat", *_TERMINAL},
+                expect={"prefect.flow-run.*"},  # any sign of life, suspension included
                 match=every_run,
                 for_each={"prefect.resource.id"},
                 posture=Posture.Proactive,
@@ -116,7 +127,7 @@ def _automations(settings: Settings) -> None:
             description="A run is still not done after RETROLN_MAX_RUN_H hours; reconcile closes it.",
             trigger=EventTrigger(
                 after={"prefect.flow-run.Running"},
-                expect=_TERMINAL,
+                expect={*_ENDED, "prefect.flow-run.Suspended"},
                 match=every_run,
                 for_each={"prefect.resource.id"},
                 posture=Posture.Proactive,

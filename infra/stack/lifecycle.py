@@ -58,6 +58,7 @@ def deploy_here(stack: Stack) -> None:
     """`deploy` against this stack's server."""
     os.environ.update(programs.TELEMETRY_OFF)
     os.environ.update(stack.client_environment("operator"))
+    os.environ["RETROLN_ENV_FILE"] = str(stack.home / "retroln.env")  # it has the user's own settings, too
     os.environ["PREFECT_HOME"] = str(stack.home / "prefect-client")
     from prefect.settings import temporary_settings, PREFECT_API_AUTH_STRING, PREFECT_API_URL  # noqa: I001
 

@@ -120,6 +120,7 @@ def _prefect_environment(stack: Stack) -> dict[str, str]:
         "PREFECT_API_URL": f"{stack.prefect_url}/api",
         "PREFECT_UI_API_URL": f"{stack.prefect_url}/api",
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+        "PREFECT_SERVER_UI_V2_ENABLED": "false",  # those pages call a host outside on every load
     }
 
 

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,11 +80,11 @@ def train_fold(settings: Settings, ticket: Ticket, fold: int, on_epoch: OnEpoch 
     shop = workshop.ready(settings, ticket)
     keeper = _Keeper(shared, f"{place}/latest")
     with attached(settings, ticket.mlflow_run_id, place) as run:
-        tell = partial(_tell, run, ticket, fold, on_epoch)
+        journal = train.fold_folder(shop.folders, shop.plans_id, fold) / EPOCHS_FILE
+        tell = _Teller(run, ticket, fold, journal, on_epoch)
         result = train.train_fold(shop.folders, shop.plans_id, fold, ticket.spec, tell, keeper=keeper)
         lines = checkpoint.read_epochs(result.epochs)
-        # what a process that died had trained but not yet logged
-        run.log_epochs(_named(fold, line) for line in lines)
+        run.log_epochs(_named(fold, line) for line in lines)  # also of a fold that needed no more training
     _put(shared, place, result)
     return FoldSummary(fold, len(lines), result.resumed_at, result.seconds, lines[-1])
 
@@ -107,10 +106,26 @@ def _put(shared: FoldStore, place: str, result: train.FoldResult) -> None:
     shared.sweep(f"{place}/latest", keep=None)
 
 
-def _tell(run: TrainingRun, ticket: Ticket, fold: int, then: OnEpoch | None, epoch: dict[str, Any]) -> None:
-    run.log_epoch(_named(fold, epoch))
-    if then:
-        then({**epoch, "fold": fold, "epochs": ticket.spec.epochs})
+@dataclass
+class _Teller:
+    """Logs each epoch to the MLflow run; before the first, those that a process which died did not log."""
+
+    run: TrainingRun
+    ticket: Ticket
+    fold: int
+    journal: Path
+    then: OnEpoch | None
+    _began: bool = False
+
+    def __call__(self, epoch: dict[str, Any]) -> None:
+        if not self._began:
+            known = checkpoint.read_epochs(self.journal)
+            earlier = [line for line in known if line["epoch"] < epoch["epoch"]]
+            self.run.log_epochs(_named(self.fold, line) for line in earlier)
+            self._began = True
+        self.run.log_epoch(_named(self.fold, epoch))
+        if self.then:
+            self.then({**epoch, "fold": self.fold, "epochs": self.ticket.spec.epochs})
 
 
 def _named(fold: int, epoch: dict[str, Any]) -> dict[str, Any]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from infra.ports import free_ports
 from infra.stack.plan import Stack
 from infra.stack.throwaway import throwaway_stack
 from retroln.imaging.phantom import Phantom
@@ -29,13 +32,12 @@ RETROLN_MAX_PENDING_S=45
 """
 
 
-_SINK_PORT = 31979  # outside the range of the stack's own
-
-
 @pytest.fixture(scope="session")
 def sink() -> Iterator[Sink]:
-    """Where the stack's notifications go."""
-    with listening(_SINK_PORT) as open_sink:
+    """Where the stack's notifications go; a stack that is kept remembers the address."""
+    own = Path(os.environ.get("RETROLN_TEST_STACK", ""), "platform.env")
+    known = re.search(r"127\.0\.0\.1:(\d+)/notify", own.read_text() if own.is_file() else "")
+    with listening(int(known[1]) if known else free_ports(1)) as open_sink:
         yield open_sink
 
 
