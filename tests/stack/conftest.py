@@ -14,7 +14,7 @@ from infra.stack.plan import Stack
 from infra.stack.throwaway import throwaway_stack
 from retroln.imaging.phantom import Phantom
 from retroln.settings import Settings
-from tests.stack.driver import Platform
+from tests.stack.driver import STACK_OPTIONS, STACK_VARIABLES, Platform
 from tests.stack.sink import Sink, listening
 
 # The tests' networks are trained for a few steps, so the gates must let nearly everything pass.
@@ -45,9 +45,9 @@ def sink() -> Iterator[Sink]:
 def stack(sink: Sink) -> Iterator[Stack]:
     """A running stack in a folder of its own; `RETROLN_TEST_STACK` names one to keep between sessions."""
     with throwaway_stack(
-        *("--shard-workers", "2", "--webhook"),
+        *STACK_OPTIONS,
         own_settings=f"{_LENIENT}{_HASTY}RETROLN_NOTIFY_URL={sink.address}\n",
-        variables={"RETROLN_STACK_POLL_S": "2", "RETROLN_STACK_SILENT_S": "60"},
+        variables=STACK_VARIABLES,
         keep=os.environ.get("RETROLN_TEST_STACK"),
     ) as running:
         yield running

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
@@ -18,6 +19,8 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, FlowRunFilter
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.sorting import FlowRunSort
+from prefect.events import Event
+from prefect.events.filters import EventFilter
 
 from infra.stack.plan import Stack
 from infra.stack.supervisor import Supervisor
@@ -32,6 +35,8 @@ from retroln.steps import promote
 from retroln.steps.workspace import Workspace, open_workspace
 from retroln.tracking.runs import training_run
 
+STACK_OPTIONS = ("--shard-workers", "2", "--webhook")
+STACK_VARIABLES = {"RETROLN_STACK_POLL_S": "2", "RETROLN_STACK_SILENT_S": "60"}
 Seen = TypeVar("Seen")
 
 
@@ -108,6 +113,12 @@ class Platform:
         like = FlowRunFilter.model_validate({"name": {"like_": f"run {run_id}:"}})
         return self.prefect.read_flow_runs(flow_run_filter=like)
 
+    def events(self, name: str) -> list[Event]:
+        """Events of that name within the last hour, newest first."""
+        since = datetime.now(UTC) - timedelta(hours=1)
+        wanted = EventFilter.model_validate({"occurred": {"since": since}, "event": {"name": [name]}})
+        return list(self.prefect.read_events(wanted, limit=50).events)
+
     def artifacts(self, flow_run_id: UUID) -> dict[str, str]:
         """What a flow run shows, by key."""
         of_run = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run_id]))
@@ -120,7 +131,7 @@ class Platform:
     @contextmanager
     def without_trigger(self, name: str) -> Iterator[None]:
         """Hold an automation back for the length of a block."""
-        found = next(a for a in self._automations() if a["name"].endswith(name))
+        found = next(a for a in self.automations() if a["name"].endswith(name))
         self.prefect.request(
             "PATCH", "/automations/{id}", path_params={"id": found["id"]}, json={"enabled": False}
         )
@@ -131,7 +142,8 @@ class Platform:
                 "PATCH", "/automations/{id}", path_params={"id": found["id"]}, json={"enabled": True}
             )
 
-    def _automations(self) -> list[dict[str, Any]]:
+    def automations(self) -> list[dict[str, Any]]:
+        """Every automation, as the server has it."""
         found: list[dict[str, Any]] = self.prefect.request("POST", "/automations/filter", json={}).json()
         return found
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from prefect.events.filters import EventFilter
 
-from tests.stack.driver import Platform, wait
+from infra.stack.throwaway import command
+from tests.stack.driver import STACK_OPTIONS, STACK_VARIABLES, Platform, wait
 from tests.stack.sink import Sink
 
 PLACES = {
@@ -71,11 +70,16 @@ def test_events_are_on_the_server(platform: Platform, event: str) -> None:
     name = f"EVENT-{event.rpartition('.')[2]}"
     platform.deliver(name, f"{name}-PAT", broken=event.endswith("quarantined"))
     platform.run("ingest")
-    assert wait(lambda: events(platform, event), 30, f"{event} is not on the server")
+    assert wait(lambda: platform.events(event), 30, f"{event} is not on the server")
 
 
-def events(platform: Platform, name: str) -> list[Any]:
-    """Events of that name within the last hour."""
-    since = datetime.now(UTC) - timedelta(hours=1)
-    wanted = EventFilter.model_validate({"occurred": {"since": since}, "event": {"name": [name]}})
-    return list(platform.prefect.read_events(wanted, limit=50).events)
+def test_starting_what_runs_changes_nothing(platform: Platform) -> None:
+    def seen() -> tuple[dict[str, int], set[str], set[str], str]:
+        programs = {name: int(info["pid"]) for name, info in platform.supervisor.states().items()}
+        deployments = {str(found.id) for found in platform.prefect.read_deployments()}
+        automations = {str(found["id"]) for found in platform.automations()}
+        return programs, deployments, automations, (platform.stack.home / "secrets.json").read_text()
+
+    before = seen()
+    command(platform.stack, "up", *STACK_OPTIONS, variables=STACK_VARIABLES)
+    assert seen() == before

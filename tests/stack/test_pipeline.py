@@ -115,6 +115,9 @@ def test_promotion_by_form_starts_inference_once(prepared: Platform) -> None:
     assert len(platform.runs_of("infer")) == 1
     shown = platform.artifacts(run.id)
     assert "page.html" in shown["infer-results"]
+    for event in ("retroln.dataset.published", "retroln.model.registered", "retroln.model.promoted"):
+        assert platform.events(event), event
+    assert platform.events("retroln.model.promoted")[0].payload["version"] == version
 
 
 def _answer(platform: Platform, flow_run: UUID, **answer: object) -> None:
