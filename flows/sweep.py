@@ -87,11 +87,11 @@ def _heartbeats(client: SyncPrefectClient, flow_run_id: UUID, since: datetime) -
 
 
 def _close_catalog_runs(client: SyncPrefectClient, settings: Settings) -> list[str]:
-    """The catalog's records of runs whose flow run has ended without closing them."""
-    catalog = open_workspace(settings).catalog
+    """The catalog's records of runs that ended without closing them: over by Prefect, or over-age."""
+    oldest = datetime.now(UTC) - timedelta(hours=settings.max_run_h)
     remarks = []
-    for run in catalog.unfinished_runs():
-        if run.external_id and _is_over(client, run.external_id):
+    for run in open_workspace(settings).catalog.unfinished_runs():
+        if run.started_at < oldest or (run.external_id and _is_over(client, run.external_id)):
             Run(settings, run.run_id).cut_short()
             remarks.append(f"run {run.run_id} of {run.flow} had been cut short")
     return remarks
@@ -107,8 +107,9 @@ def _free_claims(client: SyncPrefectClient, settings: Settings) -> list[str]:
 
 
 def _is_over(client: SyncPrefectClient, flow_run_id: str) -> bool:
+    """Whether a flow run has ended; one that this server does not know may belong to another."""
     try:
         found: Any = client.read_flow_run(UUID(flow_run_id))
     except (ObjectNotFound, ValueError):
-        return True
+        return False
     return bool(found.state and found.state.is_final())

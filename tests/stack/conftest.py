@@ -14,7 +14,7 @@ from infra.stack.plan import Stack
 from infra.stack.throwaway import throwaway_stack
 from retroln.imaging.phantom import Phantom
 from retroln.settings import Settings
-from tests.stack.driver import STACK_OPTIONS, STACK_VARIABLES, Platform
+from tests.stack.driver import STACK_OPTIONS, STACK_VARIABLES, Platform, hold_nightly_schedules
 from tests.stack.sink import Sink, listening
 
 # The tests' networks are trained for a few steps, so the gates must let nearly everything pass.
@@ -66,4 +66,5 @@ def platform(stack: Stack, phantom: Phantom, monkeypatch: pytest.MonkeyPatch) ->
         PREFECT_API_AUTH_STRING: values["PREFECT_API_AUTH_STRING"],
     }
     with temporary_settings(updates), get_client(sync_client=True) as client:
+        hold_nightly_schedules(client)
         yield Platform(stack, client, Settings(), phantom)

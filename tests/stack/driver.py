@@ -177,6 +177,14 @@ class Platform:
         return [pid for process in inner for pid in descendants(process)]
 
 
+def hold_nightly_schedules(prefect: SyncPrefectClient) -> None:
+    """A test that runs at four in the morning must not meet the nightly inference."""
+    for deployment in prefect.read_deployments():
+        for schedule in deployment.schedules:
+            if schedule.active and deployment.name != "reconcile":
+                prefect.update_deployment_schedule(deployment.id, schedule.id, active=False)
+
+
 def wait(look: Callable[[], Seen | None], timeout_s: float, what: str) -> Seen:
     """What `look` sees, once it sees something."""
     deadline = time.monotonic() + timeout_s

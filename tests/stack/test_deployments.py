@@ -22,7 +22,13 @@ PLACES = {
     "infer-shard": ("gpu-pool", "inference"),
     "reconcile": ("cpu-pool", "flows"),
 }
-CRONS = {"ingest": "0 1 * * *", "train": "0 6 * * 6", "infer": "0 4 * * *", "reconcile": "*/5 * * * *"}
+CRONS = {
+    "ingest": "0 1 * * *",
+    "prepare": "0 3 * * *",
+    "train": "0 6 * * 6",
+    "infer": "0 4 * * *",
+    "reconcile": "*/5 * * * *",
+}
 ONE_AT_A_TIME = {"ingest", "prepare", "train", "infer", "reconcile"}
 
 
@@ -35,7 +41,6 @@ def test_every_deployment_is_placed_scheduled_and_limited(platform: Platform) ->
     assert {name: (d.work_pool_name, d.work_queue_name) for name, d in found.items()} == PLACES
     crons = {name: d.schedules[0].schedule.cron for name, d in found.items() if d.schedules}
     assert crons == CRONS
-    assert all(d.schedules[0].active for d in found.values() if d.schedules)
     limited = {name for name, d in found.items() if d.global_concurrency_limit}
     assert limited == ONE_AT_A_TIME
     assert {d.global_concurrency_limit.limit for d in found.values() if d.global_concurrency_limit} == {1}
@@ -83,3 +88,4 @@ def test_starting_what_runs_changes_nothing(platform: Platform) -> None:
     before = seen()
     command(platform.stack, "up", *STACK_OPTIONS, variables=STACK_VARIABLES)
     assert seen() == before
+    assert all(d.schedules[0].active for d in _deployments(platform).values() if d.schedules)
