@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
@@ -63,9 +62,8 @@ def end(
 ) -> State[Accounting]:
     """Show the accounting; failed cases make the flow Failed, held ones a Completed that says so."""
     show_accounting(stage, accounting, outcomes, remarks)
-    reasons = Counter(str(o.reason) for o in outcomes if o.outcome is Outcome.QUARANTINED)
-    if reasons:
-        events.cases_quarantined(run.settings, stage, sum(reasons.values()), dict(reasons))
+    if reasons := run.quarantined():
+        events.cases_quarantined(run.settings, stage, sum(reasons.values()), reasons)
     message = f"{accounting.done} done, {accounting.skipped} skipped, {accounting.quarantined} quarantined"
     rename(f"{stage}: {message}" + (f", {accounting.failed} failed" if accounting.failed else ""))
     if accounting.failed:

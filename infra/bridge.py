@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import json
 import os
 import sys
 import time
@@ -32,6 +33,8 @@ def app(secret: str) -> FastAPI:
         identifier = request.headers.get("x-mlflow-delivery-id", "")
         if not is_signed(secret, request.headers, body):
             raise HTTPException(401, "not signed by the MLflow that this bridge serves")
+        if json.loads(body).get("data", {}).get("alias") != "approved":
+            return {"flow_run": "none: reconcile itself sets the other aliases"}
         return {"flow_run": await _start_reconcile(identifier)}
 
     return bridge

@@ -6,8 +6,9 @@ from sqlalchemy import func, select
 
 from retroln.catalog.accounting import CaseOutcome, Outcome
 from retroln.catalog.database import Database
-from retroln.catalog.models import RunOutcome
+from retroln.catalog.models import CaseEvent, RunOutcome
 from retroln.catalog.scans import clean
+from retroln.catalog.states import ScanState
 from retroln.catalog.upsert import insert_into
 
 
@@ -70,3 +71,13 @@ class LedgerQueries:
         with self._database.reading() as session:
             found = session.execute(statement).tuples()
             return dict.fromkeys(Outcome, 0) | {Outcome(outcome): count for outcome, count in found}
+
+    def quarantined_by(self, run_id: int) -> dict[str, int]:
+        """How many cases this run itself put into quarantine, by reason; those held before do not count."""
+        statement = (
+            select(CaseEvent.reason, func.count())
+            .where(CaseEvent.run_id == run_id, CaseEvent.to_state == ScanState.QUARANTINED)
+            .group_by(CaseEvent.reason)
+        )
+        with self._database.reading() as session:
+            return {str(reason): count for reason, count in session.execute(statement).tuples()}

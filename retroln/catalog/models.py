@@ -240,7 +240,10 @@ class CaseEvent(Base):
     """One transition of one scan; append-only."""
 
     __tablename__ = "case_events"
-    __table_args__ = (Index("ix_case_events_case_id", "case_id", "id"),)
+    __table_args__ = (
+        Index("ix_case_events_case_id", "case_id", "id"),
+        Index("ix_case_events_run_id", "run_id", "to_state"),
+    )
     id: Mapped[int] = mapped_column(primary_key=True)
     case_id: Mapped[str]
     scan_id: Mapped[int] = mapped_column(ForeignKey("scans.id"))

@@ -101,6 +101,10 @@ class Run:
         """How many cases this run's workers have said something of."""
         return sum(open_workspace(self.settings).catalog.count_outcomes(self.run_id).values())
 
+    def quarantined(self) -> dict[str, int]:
+        """How many cases this run itself put into quarantine, by reason."""
+        return open_workspace(self.settings).catalog.quarantined_by(self.run_id)
+
     def cut_short(self) -> None:
         """Record that the run ended without counting itself, say because its process was killed."""
         open_workspace(self.settings).catalog.finish_run(self.run_id, None, "failed")

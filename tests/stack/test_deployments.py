@@ -70,14 +70,6 @@ def test_a_failing_run_is_told_about(platform: Platform, sink: Sink) -> None:
     assert "too few labelled patients" in told[0]
 
 
-@pytest.mark.parametrize("event", ["retroln.cases.quarantined", "retroln.scans.ingested"])
-def test_events_are_on_the_server(platform: Platform, event: str) -> None:
-    name = f"EVENT-{event.rpartition('.')[2]}"
-    platform.deliver(name, f"{name}-PAT", broken=event.endswith("quarantined"))
-    platform.run("ingest")
-    assert wait(lambda: platform.events(event), 30, f"{event} is not on the server")
-
-
 def test_starting_what_runs_changes_nothing(platform: Platform) -> None:
     def seen() -> tuple[dict[str, int], set[str], set[str], str]:
         programs = {name: int(info["pid"]) for name, info in platform.supervisor.states().items()}

@@ -58,6 +58,9 @@ def test_ingest_accounts_for_a_broken_case_and_prepare_follows_by_event(platform
     assert done.auto_scheduled is False
     assert done.created_by is not None
     assert done.created_by.type == "AUTOMATION"
+    assert platform.events("retroln.scans.ingested")[0].payload == {"count": 8}
+    held = platform.events("retroln.cases.quarantined")[0].payload
+    assert (held["stage"], held["reasons"]) == ("ingest", {"truncated": 1})
     again = platform.run("ingest")
     assert (
         "9 in = 0 done + 8 skipped + 1 quarantined + 0 failed"
