@@ -38,6 +38,7 @@ class Database:
         self._engine = engine
         self._writer = engine.execution_options(immediate=True)
         _dispose_after_fork(engine)
+        weakref.finalize(self, engine.dispose)  # a database that is forgotten gives its connections back
 
     @property
     def engine(self) -> Engine:

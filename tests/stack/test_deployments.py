@@ -74,7 +74,7 @@ def test_starting_what_runs_changes_nothing(platform: Platform) -> None:
     def seen() -> tuple[dict[str, int], set[str], set[str], str]:
         programs = {name: int(info["pid"]) for name, info in platform.supervisor.states().items()}
         deployments = {str(found.id) for found in platform.prefect.read_deployments()}
-        automations = {str(found["id"]) for found in platform.automations()}
+        automations = {str(found["name"]) for found in platform.automations()}
         return programs, deployments, automations, (platform.stack.home / "secrets.json").read_text()
 
     before = seen()
