@@ -32,10 +32,18 @@ def _approve(platform: Platform, version: int, **tags: str) -> None:
     client.set_registered_model_alias(name, "approved", str(version))
 
 
-def _decided(platform: Platform) -> None:
-    """The webhook has started reconcile, and reconcile has consumed the approval."""
+def _decided(platform: Platform, version: int, word: str) -> None:
+    """Reconcile has consumed the approval and written its decision on the version."""
     registry = platform.workspace.registry
-    wait(lambda: registry.get_alias("approved") is None, 120, "the approval is not decided")
+
+    def look() -> bool:
+        return registry.get_alias("approved") is None and registry.tags(version)["review.decision"] == word
+
+    wait(look, 120, f"version {version} does not become {word}")
+
+
+def _by_webhook(platform: Platform) -> bool:
+    return any(str(run.idempotency_key).startswith("mlflow-") for run in platform.runs_of("reconcile"))
 
 
 def _said(platform: Platform, text: str) -> None:
@@ -53,12 +61,9 @@ def test_approval_by_tags_and_alias_promotes_and_starts_inference_once(promoted:
     old = registry.get_alias("champion")
     version = platform.register_again()
     _approve(platform, version, decision="approve", reviewer="Dr B", comment="compared with the old one")
-    _decided(platform)
+    _decided(platform, version, "promoted")
     assert (registry.get_alias("champion"), registry.get_alias("previous")) == (version, old)
-    by_webhook = [
-        run for run in platform.runs_of("reconcile") if str(run.idempotency_key).startswith("mlflow-")
-    ]
-    assert by_webhook
+    wait(lambda: _by_webhook(platform), 60, "the webhook does not start reconcile")
     row = platform.catalog.audits(platform.settings.model_name)[-1]
     assert (row.action, row.version, row.previous_version, row.reviewer) == ("promote", version, old, "Dr B")
     assert registry.tags(version)["review.audit"] == str(row.audit_id)
@@ -77,7 +82,7 @@ def test_version_that_fails_its_gates_is_refused_with_the_reason_on_it(promoted:
     champion = registry.get_alias("champion")
     version = platform.register_again(fp_per_volume=2e6)
     _approve(platform, version, decision="approve", reviewer="Dr B", comment="in a hurry")
-    _decided(platform)
+    _decided(platform, version, "refused by gates")
     assert registry.get_alias("champion") == champion
     assert "fp_per_volume" in registry.tags(version)["review.refused"]
     _said(platform, f"version {version} is refused")
@@ -116,9 +121,10 @@ def test_rollback_restores_previous_and_a_new_approval_brings_the_withdrawn_one_
     platform.run("reconcile")
     row = platform.catalog.audits(platform.settings.model_name)[-1]
     assert (row.action, row.version, row.reviewer) == ("rollback", previous, "Dr C")
-    assert _started_by(platform, f"{platform.settings.model_name}-audit-{row.audit_id}") == 1
+    key = f"{platform.settings.model_name}-audit-{row.audit_id}"
+    wait(lambda: _started_by(platform, key), 60, "inference with the restored version is not started")
     _approve(platform, withdrawn, decision="approve", reviewer="Dr C", comment="the scanner was at fault")
-    _decided(platform)
+    _decided(platform, withdrawn, "promoted")
     assert registry.get_alias("champion") == withdrawn
     assert registry.tags(withdrawn)["review.withdrawn"] == "false"
 
@@ -131,5 +137,5 @@ def test_alias_without_a_review_waits_and_says_what_is_missing(promoted: Platfor
     assert "review.reviewer" in registry.tags(version)["review.waiting"]
     _said(platform, "set review.reviewer")
     _approve(platform, version, decision="reject", reviewer="Dr B", comment="not needed")
-    _decided(platform)
+    _decided(platform, version, "rejected")
     assert registry.tags(version)["review.decision"] == "rejected"
