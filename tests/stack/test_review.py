@@ -63,7 +63,7 @@ def test_approval_by_tags_and_alias_promotes_and_starts_inference_once(promoted:
     _approve(platform, version, decision="approve", reviewer="Dr B", comment="compared with the old one")
     _decided(platform, version, "promoted")
     assert (registry.get_alias("champion"), registry.get_alias("previous")) == (version, old)
-    wait(lambda: _by_webhook(platform), 60, "the webhook does not start reconcile")
+    wait(lambda: _by_webhook(platform), 120, "the webhook does not start reconcile")
     row = platform.catalog.audits(platform.settings.model_name)[-1]
     assert (row.action, row.version, row.previous_version, row.reviewer) == ("promote", version, old, "Dr B")
     assert registry.tags(version)["review.audit"] == str(row.audit_id)
@@ -126,7 +126,7 @@ def test_rollback_restores_previous_and_a_new_approval_brings_the_withdrawn_one_
     _approve(platform, withdrawn, decision="approve", reviewer="Dr C", comment="the scanner was at fault")
     _decided(platform, withdrawn, "promoted")
     assert registry.get_alias("champion") == withdrawn
-    assert registry.tags(withdrawn)["review.withdrawn"] == "false"
+    assert registry.tags(withdrawn).get("review.withdrawn") != "true"
 
 
 def test_alias_without_a_review_waits_and_says_what_is_missing(promoted: Platform) -> None:
