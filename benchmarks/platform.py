@@ -11,6 +11,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+
 from infra.stack.plan import Stack
 from infra.stack.throwaway import throwaway_stack
 from retroln.imaging import nifti
@@ -24,10 +26,13 @@ def platform(shard_workers: int, processes: int) -> Iterator[tuple[Stack, Settin
     own = f"RETROLN_PROCESSES={processes}\n"
     with throwaway_stack("--shard-workers", str(shard_workers), own_settings=own) as stack:
         os.environ["RETROLN_ENV_FILE"] = str(stack.home / "retroln.env")
-        os.environ.update(
-            {k: v for k, v in stack.client_environment("operator").items() if k.startswith("PREFECT")}
-        )
-        yield stack, Settings(fan_out="workers")
+        client = stack.client_environment("operator")
+        address = {
+            PREFECT_API_URL: client["PREFECT_API_URL"],
+            PREFECT_API_AUTH_STRING: client["PREFECT_API_AUTH_STRING"],
+        }
+        with temporary_settings(address):
+            yield stack, Settings(fan_out="workers")
 
 
 def deliver(
