@@ -7,7 +7,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: demo test stack stack-down setup check lint bench wheel clean help
+.PHONY: demo test stack stack-down setup check lint bench bench-platform wheel clean help
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -38,6 +38,9 @@ lint: setup
 
 bench: setup ## ratios against stated baselines
 	$(BIN)/python -m benchmarks.crop
+
+bench-platform: setup ## the same for the platform: workers, orchestration, accounting, approval (an hour)
+	for name in workers orchestration accounting approval; do $(BIN)/python -W ignore -m benchmarks.$$name || exit 1; done
 
 wheel: setup ## build the wheel and use it in a clean environment
 	bash infra/check_wheel.sh
