@@ -12,7 +12,6 @@ from prefect import runtime, task
 from prefect.cache_policies import NO_CACHE
 
 from retroln.catalog.accounting import CaseOutcome
-from retroln.errors import ConflictError
 from retroln.metrics.gate import GateDecision
 from retroln.settings import Settings, TrainSpec
 from retroln.steps import infer, ingest, prepare, promote, reconcile, training
@@ -52,21 +51,10 @@ def prepare_shard(settings: Settings | None, scan_ids: Sequence[int], run_id: in
 def infer_shard(settings: Settings | None, scan_ids: Sequence[int], run_id: int) -> list[CaseOutcome]:
     """Run the champion over some scans with the network kept warm."""
     settings = settings or settings_in_use()
-    model = _champion_of(settings, run_id)
-    return infer.infer(settings, model, scan_ids, run_id=run_id, owner=owner(), on_outcome=log_outcome)
-
-
-def _champion_of(settings: Settings, run_id: int) -> Model:
-    """The champion, if it still is the one that the run was begun with."""
     model = infer.fetch_champion(settings)
-    begun = open_workspace(settings).catalog.run(run_id).parameters["version"]
-    if model.version != begun:
-        raise ConflictError(
-            f"version {model.version} became champion during this run",
-            expected=f"version {begun}",
-            fix="the next run of infer takes these scans up with it",
-        )
-    return model
+    if model.version != open_workspace(settings).catalog.run(run_id).parameters["version"]:
+        return infer.leave(settings, model, scan_ids, run_id=run_id)
+    return infer.infer(settings, model, scan_ids, run_id=run_id, owner=owner(), on_outcome=log_outcome)
 
 
 def owner() -> str:

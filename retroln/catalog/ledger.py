@@ -6,7 +6,7 @@ from sqlalchemy import func, select
 
 from retroln.catalog.accounting import CaseOutcome, Outcome
 from retroln.catalog.database import Database
-from retroln.catalog.models import CaseEvent, RunOutcome
+from retroln.catalog.models import CaseEvent, Prediction, RunOutcome, Scan
 from retroln.catalog.scans import clean
 from retroln.catalog.states import ScanState
 from retroln.catalog.upsert import insert_into
@@ -71,6 +71,21 @@ class LedgerQueries:
         with self._database.reading() as session:
             found = session.execute(statement).tuples()
             return dict.fromkeys(Outcome, 0) | {Outcome(outcome): count for outcome, count in found}
+
+    def outcome_by(self, scan_id: int, run_id: int) -> CaseOutcome | None:
+        """What this run made of a scan, from the records themselves; None if it did nothing to it."""
+        of_run = (CaseEvent.scan_id == scan_id, CaseEvent.run_id == run_id)
+        events = select(CaseEvent).where(*of_run).order_by(CaseEvent.id.desc())
+        inferred = (Prediction.scan_id == scan_id, Prediction.run_id == run_id)
+        with self._database.reading() as session:
+            event = session.scalars(events).first()
+            if event is not None and event.to_state == ScanState.QUARANTINED:
+                return CaseOutcome(event.case_id, Outcome.QUARANTINED, event.reason, event.detail)
+            if event is not None and event.to_state == ScanState.PREPARED:
+                return CaseOutcome(event.case_id, Outcome.DONE)
+            if session.scalars(select(Prediction.id).where(*inferred)).first() is not None:
+                return CaseOutcome(session.get_one(Scan, scan_id).case_id, Outcome.DONE)
+        return None
 
     def quarantined_by(self, run_id: int) -> dict[str, int]:
         """How many cases this run itself put into quarantine, by reason; those held before do not count."""

@@ -85,6 +85,9 @@ class Job:
     def _if_waiting(self, item: Waiting) -> CaseOutcome:
         scan = self._patiently(lambda: self.catalog.scan(item.scan_id))
         if not self.waits(scan):
+            # a worker of this run may have died between recording the case and noting it
+            if own := self._patiently(lambda: self.catalog.outcome_by(item.scan_id, self.run_id)):
+                return own
             detail = f"it was done meanwhile and is {scan.state} now"
             return CaseOutcome(item.case_id, Outcome.SKIPPED, DONE_ELSEWHERE, detail)
         return self._patiently(lambda: self.work(scan))

@@ -30,6 +30,7 @@ from retroln.steps.runs import Backlog
 from retroln.steps.workspace import Workspace, open_workspace
 
 TRAINED_ON = "trained_on"
+CHAMPION_CHANGED = "champion_changed"
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,21 @@ def infer(
     """
     job = Job(settings, run_id, owner, partial(infer_case, settings, model, run_id), partial(_waits, model))
     return run_claimed(job, scan_ids, on_outcome=on_outcome)
+
+
+def leave(settings: Settings, model: Model, scan_ids: Sequence[int], *, run_id: int) -> list[CaseOutcome]:
+    """Note that scans were left because `model` became champion after their run began with another.
+
+    The next run takes them up with it; results of a version that is no longer champion are not made.
+    """
+    catalog = open_workspace(settings).catalog
+    detail = f"version {model.version} became champion during this run; the next run takes the scan up"
+    left = [
+        CaseOutcome(case_id, Outcome.SKIPPED, CHAMPION_CHANGED, detail)
+        for case_id in catalog.case_ids(scan_ids).values()
+    ]
+    catalog.note_outcome(run_id, *left, replacing=False)
+    return left
 
 
 def _waits(model: Model, scan: ScanRecord) -> bool:

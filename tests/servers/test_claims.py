@@ -207,6 +207,19 @@ def test_processes_that_race_over_one_backlog_do_each_scan_once(shared: Settings
 
 
 class TestDoingUnderAClaim:
+    def test_what_a_dead_worker_of_the_run_recorded_counts_as_the_runs_own(self, shared: Settings):
+        """It died after recording the case and before noting it."""
+        job, other = job_of(shared), job_of(shared)
+        scan_id = add(job.catalog)
+        job.catalog.quarantine(scan_id, "looked_at", "by the dead", job.run_id)
+        (own,) = run_claimed(job, [scan_id])
+        assert own == CaseOutcome("c1", Outcome.QUARANTINED, "looked_at", "by the dead")
+        assert job.catalog.outcomes_of(job.run_id) == [own]
+        assert job.catalog.quarantined_by(job.run_id) == {"looked_at": 1}
+        (others,) = run_claimed(other, [scan_id])
+        assert (others.outcome, others.reason) == (Outcome.SKIPPED, claimed.DONE_ELSEWHERE)
+        assert job.catalog.quarantined_by(other.run_id) == {}
+
     def test_what_another_has_is_not_touched(self, shared: Settings):
         job = job_of(shared)
         scan_id = add(job.catalog)

@@ -20,7 +20,7 @@ from tests.stack.test_spread import ingested
 
 __all__ = ["prepared"]
 
-_COUNT = 10
+_COUNT = 24
 _EPOCHS = 60
 _SHARD_WORKERS = ("worker-cpu-shards-0", "worker-cpu-shards-1")
 
