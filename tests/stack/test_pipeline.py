@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from uuid import UUID
 
 import pytest
@@ -119,7 +120,7 @@ def test_promotion_by_form_starts_inference_once(prepared: Platform) -> None:
     shown = platform.artifacts(run.id)
     assert "page.html" in shown["infer-results"]
     for event in ("retroln.dataset.published", "retroln.model.registered", "retroln.model.promoted"):
-        assert platform.events(event), event
+        wait(partial(platform.events, event), 30, f"{event} is not on the server")
     assert platform.events("retroln.model.promoted")[0].payload["version"] == version
 
 
