@@ -13,6 +13,7 @@ import os
 import sys
 import time
 from base64 import b64encode
+from collections.abc import Mapping
 
 from fastapi import FastAPI, HTTPException, Request
 
@@ -40,14 +41,10 @@ def app(secret: str) -> FastAPI:
     return bridge
 
 
-def is_signed(secret: str, headers: object, body: str) -> bool:
+def is_signed(secret: str, headers: Mapping[str, str], body: str) -> bool:
     """Whether MLflow signed this body within the last five minutes."""
-    get = headers.get  # type: ignore[attr-defined]
-    identifier, moment, given = (
-        get("x-mlflow-delivery-id", ""),
-        get("x-mlflow-timestamp", ""),
-        get("x-mlflow-signature", ""),
-    )
+    names = ("x-mlflow-delivery-id", "x-mlflow-timestamp", "x-mlflow-signature")
+    identifier, moment, given = (headers.get(name, "") for name in names)
     if not moment.isdigit() or abs(time.time() - int(moment)) > _OLDEST_S:
         return False
     signed = hmac.new(secret.encode(), f"{identifier}.{moment}.{body}".encode(), hashlib.sha256).digest()

@@ -91,9 +91,14 @@ def server_command(folder: Path, port: int) -> list[str]:
 def write_identities(
     folder: Path, keys: Mapping[str, tuple[str, str]], rights: Mapping[str, Sequence[str]]
 ) -> None:
-    """Who may do what: access and secret key by name, rights as `Action` or `Action:bucket`."""
+    """Write the server's own file of who may do what."""
     folder.mkdir(parents=True, exist_ok=True)
-    identities = [
+    write_secret(folder / "s3.json", identities(keys, rights))
+
+
+def identities(keys: Mapping[str, tuple[str, str]], rights: Mapping[str, Sequence[str]]) -> str:
+    """Who may do what: access and secret key by name, rights as `Action` or `Action:bucket`."""
+    listed = [
         {
             "name": name,
             "credentials": [{"accessKey": access, "secretKey": secret}],
@@ -101,7 +106,7 @@ def write_identities(
         }
         for name, (access, secret) in keys.items()
     ]
-    write_secret(folder / "s3.json", json.dumps({"identities": identities}))
+    return json.dumps({"identities": listed})
 
 
 def new_keys() -> tuple[str, str]:

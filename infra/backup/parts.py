@@ -1,20 +1,16 @@
-"""What saving and restoring share: which files, PostgreSQL's programs, waiting for a server."""
+"""What saving and restoring share: which files, and PostgreSQL's programs."""
 
 from __future__ import annotations
 
 import os
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 from infra import postgres
 from infra.stack.plan import Stack
 
-SERVERS = ("postgres", "seaweedfs")
 PRIVATE = ("secrets.json", "platform.env", "stack.json")
 JOURNALS = Path("work/journals")
-_READY_S = 120
 
 
 def run_as_superuser(stack: Stack, command: list[str]) -> None:
@@ -37,12 +33,3 @@ def require_empty(folder: Path) -> None:
     """Raise `RuntimeError` unless `folder` is new or empty."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RuntimeError(f"{folder} is not empty; name a new folder")
-
-
-def until(ready: Callable[[], bool]) -> None:
-    """Wait for a server, two minutes at most."""
-    deadline = time.monotonic() + _READY_S
-    while not ready():
-        if time.monotonic() > deadline:
-            raise RuntimeError("a server does not answer; look into the stack's logs")
-        time.sleep(0.2)

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from infra import postgres
 from infra.backup.manifest import verify
-from infra.backup.parts import JOURNALS, SERVERS, require_empty, run_as_superuser, until
-from infra.stack import programs, provision
+from infra.backup.parts import JOURNALS, require_empty, run_as_superuser
+from infra.stack import programs
+from infra.stack.lifecycle import start_storage
 from infra.stack.plan import DATABASES, Stack
 from infra.stack.supervisor import Supervisor
 
@@ -34,15 +35,11 @@ def restore(stack: Stack, folder: Path, *, tell: Callable[[str], None]) -> None:
     superuser = postgres.init_cluster(stack.home / "postgres")
     supervisor.configure(programs.servers(stack))
     try:
-        supervisor.start(*SERVERS)
-        until(lambda: postgres.is_ready(stack.postgres_port))
-        provision.make_databases(stack, superuser)
+        start_storage(stack, supervisor, superuser)
         tell("databases")
         for name in DATABASES:
             command = ["pg_restore", "--exit-on-error", "--single-transaction", "--dbname", name]
             run_as_superuser(stack, [*command, str(folder / "databases" / f"{name}.dump")])
-        until(stack.s3("admin").takes_objects)
-        provision.make_buckets(stack)
         tell("objects")
         _restore_objects(stack, folder)
     finally:

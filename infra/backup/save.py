@@ -6,8 +6,6 @@ import hashlib
 import json
 import os
 import shutil
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -15,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from infra.backup.manifest import write_manifest
-from infra.backup.parts import JOURNALS, PRIVATE, SERVERS, require_empty, run_as_superuser, until
+from infra.backup.parts import JOURNALS, PRIVATE, require_empty, run_as_superuser
+from infra.stack.lifecycle import STORAGE, start_services
 from infra.stack.plan import DATABASES, Stack
-from infra.stack.supervisor import Supervisor
+from infra.stack.supervisor import Supervisor, is_worker
 
 _OWN_BUCKETS = ("store", "mlflow")
 _CHUNK_BYTES = 1 << 20
@@ -60,9 +59,9 @@ def _quiet(stack: Stack, supervisor: Supervisor) -> Iterator[None]:
     running = [
         name
         for name, info in supervisor.states().items()
-        if info["statename"] in ("RUNNING", "STARTING") and name not in SERVERS
+        if info["statename"] in ("RUNNING", "STARTING") and name not in STORAGE
     ]
-    workers = [name for name in running if name.startswith(("worker-", "bridge"))]
+    workers = [name for name in running if is_worker(name)]
     servers = [name for name in running if name not in workers]
     try:
         for group in (workers, servers):  # workers first: they still have something to tell
@@ -70,20 +69,8 @@ def _quiet(stack: Stack, supervisor: Supervisor) -> Iterator[None]:
                 list(side_by_side.map(supervisor.stop, group))
         yield
     finally:
-        supervisor.start(*servers)
-        for url in (f"{stack.prefect_url}/api/health", f"{stack.mlflow_url}/health"):
-            until(lambda url=url: _answers(url))  # type: ignore[misc]
+        start_services(stack, supervisor)
         supervisor.start(*workers)
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5) as reply:  # noqa: S310
-            return bool(reply.status == 200)
-    except urllib.error.HTTPError as error:
-        return error.code == 401
-    except OSError:
-        return False
 
 
 def _dump_databases(stack: Stack, folder: Path) -> None:

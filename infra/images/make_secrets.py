@@ -8,13 +8,12 @@ the containers do not run as its owner.
 from __future__ import annotations
 
 import base64
-import json
 import os
 import secrets
 import sys
 from pathlib import Path
 
-from infra.seaweedfs import new_keys
+from infra.seaweedfs import identities, new_keys
 from infra.stack.plan import DATABASES, MLFLOW_USERS, S3_RIGHTS
 
 FOLDER = Path("var/secrets")
@@ -28,9 +27,8 @@ def make_secrets(folder: Path) -> list[str]:
     for name, value in missing.items():
         _write(folder / name, value)
     if not (folder / "s3.json").exists():
-        _write(
-            folder / "s3.json", json.dumps({"identities": [_identity(folder, name) for name in S3_RIGHTS]})
-        )
+        keys = {name: _keys(folder, name) for name in S3_RIGHTS}
+        _write(folder / "s3.json", identities(keys, S3_RIGHTS))
         missing["s3.json"] = ""
     return sorted(missing)
 
@@ -52,11 +50,9 @@ def _fresh() -> dict[str, str]:
     }
 
 
-def _identity(folder: Path, name: str) -> dict[str, object]:
-    """One of SeaweedFS's identities, with the keys that lie in `folder`."""
-    keys = {kind: (folder / f"s3_{name}_{kind}").read_text() for kind in ("access", "secret")}
-    credentials = [{"accessKey": keys["access"], "secretKey": keys["secret"]}]
-    return {"name": name, "credentials": credentials, "actions": list(S3_RIGHTS[name])}
+def _keys(folder: Path, name: str) -> tuple[str, str]:
+    """The keys of one of SeaweedFS's identities, as they lie in `folder`."""
+    return (folder / f"s3_{name}_access").read_text(), (folder / f"s3_{name}_secret").read_text()
 
 
 def _write(path: Path, content: str) -> None:

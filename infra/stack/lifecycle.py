@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from typing import Any
 
@@ -15,10 +12,12 @@ from infra.ports import is_free
 from infra.postgres import write_secret
 from infra.stack import programs, provision
 from infra.stack.deploy import deploy
+from infra.stack.health import answers
 from infra.stack.plan import Stack, new_secrets
 from infra.stack.supervisor import Supervisor
 
-_READY_S = 120
+STORAGE = ("postgres", "seaweedfs")
+"""Programs that keep what the others work on."""
 
 
 def up(stack: Stack, *, shard_workers: int = 1, webhook: bool = False, tell: Callable[[str], None]) -> None:
@@ -36,22 +35,32 @@ def up(stack: Stack, *, shard_workers: int = 1, webhook: bool = False, tell: Cal
     workers = programs.workers(stack, shard_workers, webhook)
     supervisor.configure([*servers, *workers])
     tell("PostgreSQL, SeaweedFS")
-    supervisor.start("postgres", "seaweedfs")
-    _until(lambda: postgres.is_ready(stack.postgres_port), supervisor, "postgres")
-    provision.make_databases(stack, superuser)
-    _until(stack.s3("admin").takes_objects, supervisor, "seaweedfs")
-    provision.make_buckets(stack)
+    start_storage(stack, supervisor, superuser)
     tell("Prefect, MLflow")
-    supervisor.start("prefect", "mlflow")
-    _until(lambda: _answers(f"{stack.mlflow_url}/health"), supervisor, "mlflow")
+    start_services(stack, supervisor)
     provision.make_mlflow_users(stack)
     if webhook:
         provision.make_webhook(stack)
-    _until(lambda: _answers(f"{stack.prefect_url}/api/health"), supervisor, "prefect")
     tell("pools, automations, deployments")
     deploy_here(stack)
     tell("workers")
     supervisor.start(*(worker.name for worker in workers))
+
+
+def start_storage(stack: Stack, supervisor: Supervisor, superuser_password: str) -> None:
+    """PostgreSQL and SeaweedFS, with the databases and buckets that are missing."""
+    supervisor.start(*STORAGE)
+    supervisor.wait_for("postgres", lambda: postgres.is_ready(stack.postgres_port))
+    provision.make_databases(stack, superuser_password)
+    supervisor.wait_for("seaweedfs", stack.s3("admin").takes_objects)
+    provision.make_buckets(stack)
+
+
+def start_services(stack: Stack, supervisor: Supervisor) -> None:
+    """Prefect and MLflow, on databases and buckets that are there."""
+    supervisor.start("prefect", "mlflow")
+    supervisor.wait_for("mlflow", lambda: answers(f"{stack.mlflow_url}/health"))
+    supervisor.wait_for("prefect", lambda: answers(f"{stack.prefect_url}/api/health"))
 
 
 def deploy_here(stack: Stack) -> None:
@@ -110,21 +119,3 @@ def _require_free(stack: Stack) -> None:
             f"port {', '.join(taken)} is taken; stop what listens there, or set RETROLN_STACK_PORT"
             " to the first of twenty free ones"
         )
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5) as reply:  # noqa: S310
-            return bool(reply.status == 200)
-    except urllib.error.HTTPError as error:
-        return error.code == 401
-    except OSError:
-        return False
-
-
-def _until(ready: Callable[[], bool], supervisor: Supervisor, name: str) -> None:
-    deadline = time.monotonic() + _READY_S
-    while not ready():
-        if time.monotonic() > deadline or supervisor.states()[name]["statename"] in ("FATAL", "EXITED"):
-            raise RuntimeError(f"{name} does not answer; the end of its log: {supervisor.log_end(name)}")
-        time.sleep(0.2)

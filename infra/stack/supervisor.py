@@ -6,7 +6,7 @@ import configparser
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,12 @@ from infra.postgres import write_secret
 from infra.stack.programs import Program
 
 _START_S = 60
+_READY_S = 120
+
+
+def is_worker(name: str) -> bool:
+    """Whether a program works for the servers, and so has to end before them and start after them."""
+    return name.startswith(("worker-", "bridge"))
 
 
 class Supervisor:
@@ -61,6 +67,18 @@ class Supervisor:
                         f"{name} does not start ({error.faultString}): {self.log_end(name)}"
                     ) from error
 
+    def wait_for(self, name: str, ready: Callable[[], bool]) -> None:
+        """Wait until a program that was started is ready for work.
+
+        Raises:
+            RuntimeError: it has given up, or is not ready after two minutes; the end of its log is shown.
+        """
+        deadline = time.monotonic() + _READY_S
+        while not ready():
+            if time.monotonic() > deadline or self.states()[name]["statename"] in ("FATAL", "EXITED"):
+                raise RuntimeError(f"{name} does not answer; the end of its log: {self.log_end(name)}")
+            time.sleep(0.2)
+
     def stop(self, *names: str) -> None:
         """Stop programs orderly; those that are down stay so."""
         with self._speak() as proxy:
@@ -75,8 +93,9 @@ class Supervisor:
 
     def shut_down(self) -> None:
         """Stop every program and supervisord itself; returns when they are gone."""
-        names = [name for name in self.states() if name.startswith(("worker-", "bridge"))]
-        self.stop(*names)  # before the servers that they still have something to tell
+        self.stop(
+            *filter(is_worker, self.states())
+        )  # before the servers that they still have something to tell
         pid = int((self.home / "supervisord.pid").read_text())
         with self._speak() as proxy:
             proxy.supervisor.shutdown()
