@@ -13,7 +13,7 @@ from infra.postgres import write_secret
 from infra.stack import programs, provision
 from infra.stack.deploy import deploy
 from infra.stack.health import answers
-from infra.stack.plan import Stack, new_secrets
+from infra.stack.plan import TELEMETRY_OFF, Stack, new_secrets
 from infra.stack.supervisor import Supervisor
 
 STORAGE = ("postgres", "seaweedfs")
@@ -65,21 +65,16 @@ def start_services(stack: Stack, supervisor: Supervisor) -> None:
 
 def deploy_here(stack: Stack) -> None:
     """`deploy` against this stack's server."""
-    os.environ.update(programs.TELEMETRY_OFF)
-    os.environ.update(stack.client_environment("operator"))
+    client = stack.client_environment("operator")
+    os.environ.update(TELEMETRY_OFF | client)
     os.environ["RETROLN_ENV_FILE"] = str(stack.home / "retroln.env")  # it has the user's own settings, too
     os.environ["PREFECT_HOME"] = str(stack.home / "prefect-client")
-    from prefect.settings import temporary_settings, PREFECT_API_AUTH_STRING, PREFECT_API_URL  # noqa: I001
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
     from retroln.settings import Settings
 
-    client = stack.client_environment("operator")
-    with temporary_settings(
-        {
-            PREFECT_API_URL: client["PREFECT_API_URL"],
-            PREFECT_API_AUTH_STRING: client["PREFECT_API_AUTH_STRING"],
-        }
-    ):
+    names = (PREFECT_API_URL, PREFECT_API_AUTH_STRING)
+    with temporary_settings({setting: client[setting.name] for setting in names}):
         deploy(Settings())
 
 

@@ -128,7 +128,7 @@ class Stack:
             _write_env(self.home / file, self.client_environment(user), self._own_settings())
         _write_env(self.home / "logins.env", self._logins())
         keys = {name: tuple(pair) for name, pair in self.secrets["s3"].items()}
-        seaweedfs.write_identities(self.home / "seaweedfs", keys, S3_RIGHTS)  # type: ignore[arg-type]
+        seaweedfs.write_identities(self.home / "seaweedfs", keys, S3_RIGHTS)
 
     def _own_settings(self) -> str:
         """What the user wants every worker to have, from `platform.env` in the stack's folder."""

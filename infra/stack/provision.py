@@ -17,7 +17,7 @@ def make_databases(stack: Stack, superuser_password: str) -> None:
     from psycopg import sql
 
     login = {"host": "127.0.0.1", "port": stack.postgres_port, "user": "app", "password": superuser_password}
-    with psycopg.connect(dbname="postgres", autocommit=True, **login) as connection:  # type: ignore[arg-type]
+    with psycopg.connect(dbname="postgres", autocommit=True, **login) as connection:
         for name in DATABASES:
             named, password = sql.Identifier(name), sql.Literal(stack.secrets["postgres"][name])
             if not _exists(connection, "pg_roles", "rolname", name):
@@ -26,7 +26,7 @@ def make_databases(stack: Stack, superuser_password: str) -> None:
             if not _exists(connection, "pg_database", "datname", name):
                 connection.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(named, named))
             connection.execute(sql.SQL("REVOKE CONNECT ON DATABASE {} FROM PUBLIC").format(named))
-    with psycopg.connect(dbname="prefect", autocommit=True, **login) as connection:  # type: ignore[arg-type]
+    with psycopg.connect(dbname="prefect", autocommit=True, **login) as connection:
         connection.execute("CREATE EXTENSION IF NOT EXISTS pg_trgm")
 
 

@@ -93,9 +93,8 @@ class Supervisor:
 
     def shut_down(self) -> None:
         """Stop every program and supervisord itself; returns when they are gone."""
-        self.stop(
-            *filter(is_worker, self.states())
-        )  # before the servers that they still have something to tell
+        # before the servers, to which they still have something to tell
+        self.stop(*filter(is_worker, self.states()))
         pid = int((self.home / "supervisord.pid").read_text())
         with self._speak() as proxy:
             proxy.supervisor.shutdown()
