@@ -77,6 +77,11 @@ def end(
 
 def rename(name: str) -> None:
     """Let the run's name in Prefect's lists say what it did."""
+    change_own_run(name=name)
+
+
+def change_own_run(**changes: Any) -> None:
+    """Change name or tags of the flow run that this is; nothing outside of one."""
     if flow_run_id := runtime.flow_run.get_id():
         with get_client(sync_client=True) as client:
-            client.update_flow_run(UUID(flow_run_id), name=name)
+            client.update_flow_run(UUID(flow_run_id), **changes)

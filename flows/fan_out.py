@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from hashlib import sha256
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from prefect import flow, runtime
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -81,14 +81,14 @@ def _start(run: Run, stage: str, shard: Shard, attempt: int) -> FlowRun:
 def start(deployment: str, parameters: dict[str, Any], name: str, key: str) -> FlowRun:
     """Start a deployment as a child of this run; under the same key and parameters it starts once."""
     content = sha256(f"{key} {sorted(parameters.items())}".encode()).hexdigest()
-    started: Any = run_deployment(
+    started = run_deployment(
         f"{deployment}/{deployment}",
         parameters=parameters,
         timeout=0,
         flow_run_name=name,
         idempotency_key=f"{deployment}-{content}",
     )
-    return started  # type: ignore[no-any-return]
+    return cast(FlowRun, started)  # not the coroutine that Prefect's annotation allows for
 
 
 def wait_for(

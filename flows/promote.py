@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from uuid import UUID
-
 from prefect import flow, runtime
-from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.flow_runs import suspend_flow_run
 from prefect.input import RunInput
 from prefect.states import Completed, Failed
 from pydantic import Field
 
-from flows.accounting import rename
+from flows.accounting import change_own_run, rename
 from retroln.errors import GateError, NotFoundError
 from retroln.metrics.gate import GateDecision
 from retroln.settings import Settings
+from retroln.steps.review import in_words
 from retroln.steps.workspace import open_workspace
 from retroln.tracking import links
 from tasks import events, stages
@@ -49,18 +47,15 @@ def promote(version: int = 0, review: Review | None = None) -> State[GateDecisio
     shown = _show(settings, version, gates)
     if not gates.passed:
         rename(f"promote: version {version} fails its gates")
-        refusal = GateError(f"version {version} fails its gates", got=failed_checks(gates))
+        refusal = GateError(
+            f"version {version} fails its gates", got=in_words(gates.to_dict(), failed_only=True)
+        )
         return Failed(name="Refused", message=str(refusal), data=refusal)
     if review is None:
         rename(f"promote: version {version} waits for a reviewer")
         form = Review.with_initial_data(description=shown)
         review = suspend_flow_run(wait_for_input=form, timeout=_WEEK_S, key=f"review-{version}")
     return _decide(settings, version, review, gates)
-
-
-def failed_checks(gates: GateDecision) -> str:
-    """The gates that did not pass, in words."""
-    return ", ".join(f"{c.name} {c.got} (needed {c.needed})" for c in gates.checks if not c.passed)
 
 
 def _remembered() -> int | None:
@@ -70,10 +65,9 @@ def _remembered() -> int | None:
 
 
 def _remember(version: int) -> None:
-    tag, flow_run_id = f"{_TAG}{version}", runtime.flow_run.get_id()
-    if flow_run_id and tag not in runtime.flow_run.get_tags():
-        with get_client(sync_client=True) as client:
-            client.update_flow_run(UUID(flow_run_id), tags=[*runtime.flow_run.get_tags(), tag])
+    tag, tags = f"{_TAG}{version}", runtime.flow_run.get_tags()
+    if tag not in tags:
+        change_own_run(tags=[*tags, tag])
 
 
 def _candidate(settings: Settings) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prefect import flow
+from prefect import flow, runtime
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.states import Completed
 
@@ -63,7 +63,12 @@ def _until_done(settings: Settings, deployment: str, pieces: list[dict[str, int]
     given = {"ticket": ticket.model_dump(mode="json")}
     for attempt in range(_ATTEMPTS):
         started = [
-            start(deployment, given | piece, _name(deployment, piece, ticket), key=f"{attempt}-{_run_key()}")
+            start(
+                deployment,
+                given | piece,
+                _name(deployment, piece, ticket),
+                key=f"{attempt}-{runtime.flow_run.get_id()}",
+            )
             for piece in pieces
         ]
         ended = wait_for(started, settings)
@@ -85,12 +90,6 @@ def _require_none_failed(children: list[FlowRun]) -> None:
     for child in children:
         if child.state and (child.state.is_failed() or child.state.is_cancelled()):
             raise RuntimeError(f"{child.name}: {child.state.name}, {child.state.message}")
-
-
-def _run_key() -> str:
-    from prefect import runtime
-
-    return str(runtime.flow_run.get_id())
 
 
 def _name(deployment: str, piece: dict[str, int], ticket: Ticket) -> str:
