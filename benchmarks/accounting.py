@@ -10,19 +10,16 @@ databases.
 
 from __future__ import annotations
 
-import argparse
-import json
 import resource
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from prefect import flow, task
 
-from benchmarks.platform import now, platform
+from benchmarks.platform import now, platform, report, scan_without_image
 from infra.stack.plan import Stack
 from retroln.catalog.accounting import CaseOutcome, Outcome
-from retroln.catalog.records import CropDraft, LandmarksDraft, RoiDraft, ScanDraft, ScanRecord
+from retroln.catalog.records import CropDraft, LandmarksDraft, RoiDraft, ScanRecord
 from retroln.catalog.states import ScanState
 from retroln.settings import RoiSpec, Settings
 from retroln.steps import prepare
@@ -34,26 +31,14 @@ _SHARD = 100
 _moments: list[float] = []
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--cases", type=int, default=10_000)
-    parser.add_argument("--output", type=Path)
-    options = parser.parse_args()
-    figures = measure(options.cases)
-    print(json.dumps(figures, indent=1))
-    if options.output:
-        options.output.write_text(json.dumps(figures, indent=1))
-
-
-def measure(n_cases: int) -> dict[str, Any]:
+def measure(cases: int) -> dict[str, Any]:
     """Milliseconds per case along the cohort, seconds of an unchanged pass, megabytes of growth."""
     with platform(shard_workers=1, processes=1) as (stack, settings):
         here = settings.model_copy(update={"fan_out": "here"})
-        _fill(here, 0, n_cases // 10)
+        _fill(here, 0, cases // 10)
         _pass(here)
         small_idle_s = _pass(here)
-        _fill(here, n_cases // 10, n_cases)
+        _fill(here, cases // 10, cases)
         before, memory = _sizes(stack), _memory_mb()
         _moments.clear()
         _pass(here)
@@ -63,13 +48,13 @@ def measure(n_cases: int) -> dict[str, Any]:
         ]
         after, memory_after = _sizes(stack), _memory_mb()
         return {
-            "cases": n_cases,
+            "cases": cases,
             "ms_per_case_by_tenth": per_tenth,
             "last_tenth_to_first": round(per_tenth[-1] / per_tenth[0], 2),
-            "unchanged_pass_s": {str(n_cases // 10): small_idle_s, str(n_cases): _pass(here)},
+            "unchanged_pass_s": {str(cases // 10): small_idle_s, str(cases): _pass(here)},
             "memory_mb": {"before": memory, "after": memory_after},
             "database_kb_per_case": {
-                name: round((after[name] - before[name]) / 1024 / (0.9 * n_cases), 2) for name in before
+                name: round((after[name] - before[name]) / 1024 / (0.9 * cases), 2) for name in before
             },
         }
 
@@ -78,13 +63,7 @@ def _fill(settings: Settings, first: int, stop: int) -> None:
     catalog = open_workspace(settings).catalog
     run = Run.begin(settings, "fill", {})
     for number in range(first, stop):
-        name = f"C{number:05}"
-        draft = ScanDraft(
-            case_id=name, patient_id=f"P{number:05}", source_uri={"ct": name}, source_fingerprint=name,
-            source_sha256=name, ct_key=name, shape=(1, 1, 1), affine=[[1.0]], source_shape=(1, 1, 1),
-            source_affine=[[1.0]], orientation="RAS",
-        )  # fmt: skip
-        catalog.add_scan(draft, run.run_id)
+        catalog.add_scan(scan_without_image(f"C{number:05}"), run.run_id)
     run.finish([])
 
 
@@ -172,4 +151,4 @@ def _sizes(stack: Stack) -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    main()
+    report(__doc__, measure, cases=(10_000, "of the cohort"))

@@ -10,16 +10,15 @@ a scheduled reconcile has ended, which is the longest wait.
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.platform import now, platform
+from benchmarks.platform import now, platform, report, scan_without_image
 from infra.stack.throwaway import command
-from retroln.catalog.records import DatasetDraft, MemberDraft, ScanDraft
+from retroln.catalog.records import DatasetDraft, MemberDraft
 from retroln.settings import Settings
 from retroln.steps import promote
 from retroln.steps.train import test_hash
@@ -28,18 +27,6 @@ from retroln.steps.workspace import open_workspace
 _FIGURES = {"cases": 6, "patients": 6, "sensitivity_ge10mm": 0.9, "fp_per_volume": 1.0, "dice_mean": 0.7}
 _INTERVAL_S = 300
 _DATASET = "d" * 64
-
-
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3, help="by webhook; by schedule once")
-    parser.add_argument("--output", type=Path)
-    options = parser.parse_args()
-    figures = measure(options.rounds)
-    print(json.dumps(figures, indent=1))
-    if options.output:
-        options.output.write_text(json.dumps(figures, indent=1))
 
 
 def measure(rounds: int) -> dict[str, Any]:
@@ -60,6 +47,7 @@ def measure(rounds: int) -> dict[str, Any]:
 
 def _approve_and_wait(settings: Settings) -> float:
     from prefect.client.orchestration import get_client
+    from prefect.client.schemas.sorting import FlowRunSort
 
     version = _register(settings)
     registry, catalog = open_workspace(settings).registry, open_workspace(settings).catalog
@@ -71,7 +59,7 @@ def _approve_and_wait(settings: Settings) -> float:
         while True:
             rows = [row for row in catalog.audits(settings.model_name) if row.version == version]
             key = f"{settings.model_name}-audit-{rows[-1].audit_id}" if rows else None
-            runs = client.read_flow_runs(limit=50, sort="EXPECTED_START_TIME_DESC")  # type: ignore[arg-type]
+            runs = client.read_flow_runs(limit=50, sort=FlowRunSort.EXPECTED_START_TIME_DESC)
             if any(key and run.idempotency_key == key and run.start_time for run in runs):
                 return round(now() - begun, 1)
             time.sleep(0.5)
@@ -103,18 +91,13 @@ def _dataset(settings: Settings) -> None:
     run_id, members = catalog.begin_run("benchmark", {}), []
     for number in range(8):
         name = f"C{number}"
-        scan = catalog.add_scan(
-            ScanDraft(
-                case_id=name, patient_id=name, source_uri={"ct": name}, source_fingerprint=name,
-                source_sha256=name, ct_key=name, shape=(1, 1, 1), affine=[[1.0]], source_shape=(1, 1, 1),
-                source_affine=[[1.0]], orientation="RAS",
-            ),
-            run_id,
-        )  # fmt: skip
+        scan = catalog.add_scan(scan_without_image(name), run_id)
         role, fold = ("test", None) if number < 6 else ("train", number % 2)
-        members.append(MemberDraft(scan_id=scan.scan_id, patient_id=name, case_id=name, role=role, fold=fold))
+        members.append(
+            MemberDraft(scan_id=scan.scan_id, patient_id=scan.patient_id, case_id=name, role=role, fold=fold)
+        )
     catalog.add_dataset(DatasetDraft(version=_DATASET, manifest_key="none", members=tuple(members)))
 
 
 if __name__ == "__main__":
-    main()
+    report(__doc__, measure, rounds=(3, "by webhook; by schedule once"))

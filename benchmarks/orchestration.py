@@ -10,43 +10,25 @@ over halves of the cases, so that a drift of the machine meets both.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import socket
-from pathlib import Path
 from typing import Any
 
-from benchmarks.platform import deliver, now, platform, prepared_at, run_deployment
+from benchmarks.platform import deliver, now, platform, prepared_at, report, run_deployment
 from retroln.settings import Settings
 
 _SPACING_MM = (1.0, 1.0, 1.5)
 _PROCESSES = 2
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument(
-        "--cases", type=int, default=300, help="per side; the plain side should take 5 minutes"
-    )
-    parser.add_argument("--shard-size", type=int, default=75)
-    parser.add_argument("--output", type=Path)
-    options = parser.parse_args()
-    figures = measure(options.cases, options.shard_size)
-    print(json.dumps(figures, indent=1))
-    if options.output:
-        options.output.write_text(json.dumps(figures, indent=1))
-
-
-def measure(n_cases: int, shard_size: int) -> dict[str, Any]:
+def measure(cases: int, shard_size: int) -> dict[str, Any]:
     """Seconds of both sides and their ratio."""
     plain_s = platform_s = 0.0
     with platform(shard_workers=1, processes=_PROCESSES) as (stack, settings):
         for half in range(2):
             for side in ("PLAIN", "FLOW") if half == 0 else ("FLOW", "PLAIN"):
-                cases = [f"{side}{half}-{number:03}" for number in range(n_cases // 2)]
-                deliver(settings, stack, cases, _SPACING_MM)
+                names = [f"{side}{half}-{number:03}" for number in range(cases // 2)]
+                deliver(settings, stack, names, _SPACING_MM)
                 begun = now()
                 if side == "PLAIN":
                     _plain(settings)
@@ -54,9 +36,9 @@ def measure(n_cases: int, shard_size: int) -> dict[str, Any]:
                 else:
                     run_deployment("prepare", shard_size=shard_size)
                     platform_s += now() - begun
-                prepared_at(settings, cases)
+                prepared_at(settings, names)
     return {
-        "cases": n_cases,
+        "cases": cases,
         "processes": _PROCESSES,
         "shard_size": shard_size,
         "plain_s": round(plain_s, 1),
@@ -78,4 +60,9 @@ def _plain(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    report(
+        __doc__,
+        measure,
+        cases=(300, "per side; the plain side should take 5 minutes"),
+        shard_size=(75, "cases per shard"),
+    )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
-import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,6 +16,7 @@ from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary
 
 from infra.stack.plan import Stack
 from infra.stack.throwaway import throwaway_stack
+from retroln.catalog.records import ScanDraft
 from retroln.imaging import nifti
 from retroln.imaging.phantom import PhantomSpec, make_phantom
 from retroln.settings import Settings
@@ -58,6 +60,43 @@ def deliver(
     run.finish(ingest.ingest(settings, run_id=run.run_id))
 
 
+def report(
+    description: str | None, measure: Callable[..., dict[str, Any]], **numbers: tuple[int, str]
+) -> None:
+    """Measure with the numbers of the command line, print the figures, and write them to `--output`.
+
+    Args:
+        numbers: default and help of each argument of `measure`.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
+    for name, (default, text) in numbers.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, help=text)
+    parser.add_argument("--output", type=Path)
+    options = vars(parser.parse_args())
+    output = options.pop("output")
+    shown = json.dumps(measure(**options), indent=1)
+    print(shown)
+    if output:
+        output.write_text(shown)
+
+
+def scan_without_image(name: str) -> ScanDraft:
+    """An ingested scan of a patient of its own, of which only the record exists."""
+    return ScanDraft(
+        case_id=name,
+        patient_id=f"{name}-patient",
+        source_uri={"ct": name},
+        source_fingerprint=name,
+        source_sha256=name,
+        ct_key=name,
+        shape=(1, 1, 1),
+        affine=[[1.0]],
+        source_shape=(1, 1, 1),
+        source_affine=[[1.0]],
+        orientation="RAS",
+    )
+
+
 def run_deployment(name: str, **parameters: Any) -> Any:
     """Start a deployment and wait for its end, as a user would; the flow run."""
     from prefect.deployments import run_deployment as start
@@ -80,11 +119,6 @@ def prepared_at(settings: Settings, cases: list[str]) -> list[float]:
             raise RuntimeError(f"{case} is {event.to_state}")
         moments.append(event.at.timestamp())
     return sorted(moments)
-
-
-def free_gigabytes(path: Path = Path("/")) -> float:
-    """Space left on the disk, since a benchmark's cases fill it."""
-    return shutil.disk_usage(path).free / 2**30
 
 
 def now() -> float:

@@ -9,30 +9,15 @@ runs is left out.
 
 from __future__ import annotations
 
-import argparse
-import json
-from pathlib import Path
 from typing import Any
 
-from benchmarks.platform import deliver, platform, prepared_at, run_deployment
+from benchmarks.platform import deliver, platform, prepared_at, report, run_deployment
 from infra.stack.supervisor import Supervisor
 
 _SPACING_MM = (1.0, 1.0, 1.5)
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--cases", type=int, default=80, help="per side")
-    parser.add_argument("--output", type=Path)
-    options = parser.parse_args()
-    figures = measure(options.cases)
-    print(json.dumps(figures, indent=1))
-    if options.output:
-        options.output.write_text(json.dumps(figures, indent=1))
-
-
-def measure(n_cases: int) -> dict[str, Any]:
+def measure(cases: int) -> dict[str, Any]:
     """Throughput with one and with two workers, and their ratio."""
     with platform(shard_workers=2, processes=1) as (stack, settings):
         supervisor, rates = Supervisor(stack.home), {}
@@ -41,15 +26,15 @@ def measure(n_cases: int) -> dict[str, Any]:
                 supervisor.stop("worker-cpu-shards-1")
             else:
                 supervisor.start("worker-cpu-shards-1")
-            cases = [f"{prefix}{number:03}" for number in range(n_cases)]
-            deliver(settings, stack, cases, _SPACING_MM)
-            run_deployment("prepare", shard_size=n_cases // 2)
-            moments = prepared_at(settings, cases)
+            names = [f"{prefix}{number:03}" for number in range(cases)]
+            deliver(settings, stack, names, _SPACING_MM)
+            run_deployment("prepare", shard_size=cases // 2)
+            moments = prepared_at(settings, names)
             # with two workers the first case of each shard began together: two cases start the clock
-            rates[workers] = (n_cases - workers) / (moments[-1] - moments[workers - 1])
+            rates[workers] = (cases - workers) / (moments[-1] - moments[workers - 1])
         return {
-            "cases": n_cases,
-            "shard_s_one_worker": round(n_cases / 2 / rates[1], 1),
+            "cases": cases,
+            "shard_s_one_worker": round(cases / 2 / rates[1], 1),
             "cases_per_s_one_worker": round(rates[1], 3),
             "cases_per_s_two_workers": round(rates[2], 3),
             "ratio": round(rates[2] / rates[1], 2),
@@ -57,4 +42,4 @@ def measure(n_cases: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    report(__doc__, measure, cases=(80, "per side"))
