@@ -13,23 +13,15 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ["RETROLN_ENV_FILE"] = os.devnull  # a stack that runs on this machine is not the tests'
 
-from retroln.imaging import nifti
 from retroln.imaging.phantom import Phantom, PhantomSpec, make_phantom
 from retroln.settings import Settings
+from tests.way import embedded, write_case
 
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     """An embedded platform of its own in a temporary folder."""
-    return Settings(
-        source_uri=f"file://{tmp_path}/source",
-        store_uri=f"file://{tmp_path}/store",
-        catalog_url=f"sqlite:///{tmp_path}/catalog.db",
-        mlflow_uri=f"sqlite:///{tmp_path}/mlflow.db",
-        mlflow_artifacts=str(tmp_path / "mlartifacts"),
-        work_dir=tmp_path / "work",
-        processes=1,
-    )
+    return embedded(tmp_path)
 
 
 @pytest.fixture(scope="session")
@@ -46,9 +38,7 @@ def deliver(tmp_path: Path, phantom: Phantom) -> Callable[..., Path]:
         case_id: str, patient_id: str = "PAT", parts: tuple[str, ...] = ("ct", "vertebrae", "mask")
     ) -> Path:
         folder = tmp_path / "source" / patient_id / case_id
-        volumes = {"ct": phantom.ct, "vertebrae": phantom.vertebrae, "mask": phantom.nodes}
-        for name in parts:
-            nifti.write_source(folder / f"{name}.nii.gz", volumes[name])
+        write_case(folder, phantom, parts)
         return folder
 
     return write

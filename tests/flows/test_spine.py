@@ -17,11 +17,11 @@ from retroln.catalog.states import ScanState
 from retroln.errors import GateError
 from retroln.imaging import nifti
 from retroln.settings import GateSpec, Settings, TrainSpec
-from retroln.steps import audit, infer, ingest, prepare, promote, training
+from retroln.steps import audit, infer, promote, training
 from retroln.steps.phantom_cohort import CohortSpec, write_cohort
-from retroln.steps.runs import Run
 from retroln.steps.workspace import open_workspace
 from retroln.storage.open import open_store
+from tests.way import embedded, infer_all, ingest_and_prepare
 
 COHORT = CohortSpec(patients=8, spacing_mm=(4.0, 4.0, 5.0))
 SPEC = TrainSpec(
@@ -49,45 +49,20 @@ class Spine:
     inferred: Accounting
 
 
-def _ingest_and_prepare(settings: Settings) -> tuple[Accounting, Accounting]:
-    run = Run.begin(settings, "ingest", {})
-    ingested = run.finish(ingest.ingest(settings, run_id=run.run_id))
-    run = Run.begin(settings, "prepare", {})
-    backlog = prepare.backlog(settings)
-    prepare.prepare(settings, backlog.left, run_id=run.run_id, owner="test")
-    return ingested, run.settle(backlog)[0]
-
-
-def _infer(settings: Settings) -> Accounting:
-    model = infer.fetch_champion(settings)
-    run = Run.begin(settings, "infer", {})
-    backlog = infer.backlog(settings, model)
-    infer.infer(settings, model, backlog.left, run_id=run.run_id, owner="test")
-    return run.settle(backlog)[0]
-
-
 @pytest.fixture(scope="module")
 def spine(tmp_path_factory: pytest.TempPathFactory) -> Spine:
     """Eight coarse phantoms and a broken file, taken once all the way to a champion's findings."""
     folder = tmp_path_factory.mktemp("spine")
-    settings = Settings(
-        source_uri=f"file://{folder}/source",
-        store_uri=f"file://{folder}/store",
-        catalog_url=f"sqlite:///{folder}/catalog.db",
-        mlflow_uri=f"sqlite:///{folder}/mlflow.db",
-        mlflow_artifacts=str(folder / "mlartifacts"),
-        work_dir=folder / "work",
-        processes=1,
-    )
+    settings = embedded(folder)
     write_cohort(COHORT, settings)
-    ingested, prepared = _ingest_and_prepare(settings)
+    ingested, prepared = ingest_and_prepare(settings)
     epochs: list[dict[str, Any]] = []
     candidate = training.train_candidate(settings, SPEC, on_epoch=epochs.append)
     with pytest.raises(GateError, match="fails its gates"):
         promote.promote(settings, candidate.version, reviewer="Dr A", comment="by the standing gates")
     lenient = settings.model_copy(update={"gates": LENIENT})
     promote.promote(lenient, candidate.version, reviewer="Dr B", comment="to test the way")
-    return Spine(settings, ingested, prepared, candidate, tuple(epochs), _infer(settings))
+    return Spine(settings, ingested, prepared, candidate, tuple(epochs), infer_all(settings))
 
 
 def _members(spine: Spine, role: str) -> list[str]:
@@ -162,14 +137,14 @@ def test_scans_trained_on_are_skipped_and_counted(spine: Spine) -> None:
 
 
 def test_second_pass_does_nothing(spine: Spine) -> None:
-    ingested, prepared = _ingest_and_prepare(spine.settings)
+    ingested, prepared = ingest_and_prepare(spine.settings)
     assert ingested == Accounting(9, 0, 8, 1, 0)
     assert prepared == Accounting(8, 0, 8, 0, 0)
     epochs: list[dict[str, Any]] = []
     again = training.train_candidate(spine.settings, SPEC, on_epoch=epochs.append)
     assert (again.version, again.skipped, epochs) == (spine.candidate.version, True, [])
     everything = spine.inferred.n_in
-    assert _infer(spine.settings) == Accounting(everything, 0, everything, 0, 0)
+    assert infer_all(spine.settings) == Accounting(everything, 0, everything, 0, 0)
 
 
 def test_registered_model_predicts_through_mlflow(spine: Spine, tmp_path: Path) -> None:
@@ -205,9 +180,9 @@ def test_later_scan_of_a_trained_patient_is_inferred_with_cautions(spine: Spine,
     for name in ("ct.nii.gz", "vertebrae.nii.gz"):
         source.put_file(tmp_path / name, f"{member.patient_id}/LATER/{name}")
 
-    ingested, _ = _ingest_and_prepare(spine.settings)
+    ingested, _ = ingest_and_prepare(spine.settings)
     assert ingested.done == 1
-    assert _infer(spine.settings).done == 1
+    assert infer_all(spine.settings).done == 1
     scan = workspace.catalog.current_scan("LATER")
     assert scan is not None
     (prediction,) = workspace.catalog.predictions_of(scan.scan_id)

@@ -17,7 +17,6 @@ pytest.importorskip("nnunetv2")
 import torch
 
 from retroln.errors import ConflictError, IntegrityError, NotFoundError, UserError
-from retroln.imaging import nifti
 from retroln.imaging.phantom import PhantomSpec, make_phantom
 from retroln.nnunet import train as nnunet_train
 from retroln.nnunet.bundle import CHECKPOINT
@@ -28,6 +27,7 @@ from retroln.steps.fold_store import FoldStore, Ticket
 from retroln.steps.runs import Run
 from retroln.steps.workspace import open_workspace
 from retroln.tracking.runs import attach, is_finished
+from tests.way import embedded, write_case
 
 SPEC = TrainSpec(
     profile="demo",
@@ -51,20 +51,11 @@ def machine(settings: Settings, name: str) -> Settings:
 def platform(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     """Four labelled, prepared patients."""
     folder = tmp_path_factory.mktemp("training")
-    settings = Settings(
-        source_uri=f"file://{folder}/source",
-        store_uri=f"file://{folder}/store",
-        catalog_url=f"sqlite:///{folder}/catalog.db",
-        mlflow_uri=f"sqlite:///{folder}/mlflow.db",
-        mlflow_artifacts=str(folder / "mlartifacts"),
-        work_dir=folder / "work",
-        processes=1,
-    )
+    settings = embedded(folder)
     for number in range(4):
         made = make_phantom(PhantomSpec(seed=50 + number, spacing_mm=(5.0, 5.0, 6.0), orientation="RAS"))
         case = folder / "source" / f"PAT{number}" / f"CASE{number}"
-        for name, volume in (("ct", made.ct), ("vertebrae", made.vertebrae), ("mask", made.nodes)):
-            nifti.write_source(case / f"{name}.nii.gz", volume)
+        write_case(case, made)
     catalog = open_workspace(settings).catalog
     run_id = Run.begin(settings, "ingest", {}).run_id
     for entry in ingest.list_entries(settings):

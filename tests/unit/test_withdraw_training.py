@@ -12,13 +12,12 @@ pytest.importorskip("nnunetv2")
 
 from retroln.catalog.accounting import Accounting
 from retroln.errors import ConflictError
-from retroln.imaging import nifti
 from retroln.imaging.phantom import PhantomSpec, make_phantom
 from retroln.settings import GateSpec, Settings, TrainSpec
-from retroln.steps import infer, ingest, prepare, promote, training, withdraw
+from retroln.steps import promote, training, withdraw
 from retroln.steps.fold_store import Ticket
-from retroln.steps.runs import Run
 from retroln.steps.workspace import open_workspace
+from tests.way import embedded, infer_all, ingest_and_prepare, write_case
 
 SPEC = TrainSpec(
     profile="demo",
@@ -33,23 +32,6 @@ SPEC = TrainSpec(
 LENIENT = GateSpec(min_test_patients=1, min_sensitivity_ge10mm=0.0, max_fp_per_volume=1e9)
 WORDS = {"reason": "letter", "by": "Dr A"}
 PATIENTS = 6
-
-
-def ingest_and_prepare(settings: Settings) -> tuple[Accounting, Accounting]:
-    run = Run.begin(settings, "ingest", {})
-    ingested = run.finish(ingest.ingest(settings, run_id=run.run_id))
-    run = Run.begin(settings, "prepare", {})
-    backlog = prepare.backlog(settings)
-    prepare.prepare(settings, backlog.left, run_id=run.run_id, owner="test")
-    return ingested, run.settle(backlog)[0]
-
-
-def infer_all(settings: Settings) -> Accounting:
-    model = infer.fetch_champion(settings)
-    run = Run.begin(settings, "infer", {})
-    backlog = infer.backlog(settings, model)
-    infer.infer(settings, model, backlog.left, run_id=run.run_id, owner="test")
-    return run.settle(backlog)[0]
 
 
 @dataclass(frozen=True)
@@ -80,21 +62,11 @@ class Trained:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """Six phantom patients, of whom two are locked away for testing."""
     folder = tmp_path_factory.mktemp("withdrawn")
-    settings = Settings(
-        source_uri=f"file://{folder}/source",
-        store_uri=f"file://{folder}/store",
-        catalog_url=f"sqlite:///{folder}/catalog.db",
-        mlflow_uri=f"sqlite:///{folder}/mlflow.db",
-        mlflow_artifacts=str(folder / "mlartifacts"),
-        work_dir=folder / "work",
-        processes=1,
-        gates=LENIENT,
-    )
+    settings = embedded(folder, gates=LENIENT)
     for number in range(PATIENTS):
         made = make_phantom(PhantomSpec(seed=50 + number, spacing_mm=(5.0, 5.0, 6.0), orientation="RAS"))
         case = folder / "source" / f"WPAT{number}" / f"WCASE{number}"
-        for name, volume in (("ct", made.ct), ("vertebrae", made.vertebrae), ("mask", made.nodes)):
-            nifti.write_source(case / f"{name}.nii.gz", volume)
+        write_case(case, made)
     ingest_and_prepare(settings)
     candidate = training.train_candidate(settings, SPEC)
     promote.promote(settings, candidate.version, reviewer="Dr B", comment="to test the way")
