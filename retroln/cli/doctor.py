@@ -108,13 +108,18 @@ def _places(servers: bool) -> Iterator[Finding]:
         yield from _answers(settings)
 
 
-def _answers(settings: Settings) -> Iterator[Finding]:
-    from retroln.steps.workspace import open_workspace
+def _look_into(uri: str, settings: Settings) -> object:
+    """The first object of a store, if it has any."""
     from retroln.storage.open import open_store
 
+    return next(open_store(uri, settings).list(), None)
+
+
+def _answers(settings: Settings) -> Iterator[Finding]:
+    from retroln.steps.workspace import open_workspace
+
     for name, uri in (("source", settings.source_uri), ("store", settings.store_uri)):
-        store = partial(open_store, uri, settings)
-        yield tried(name, uri, lambda store=store: next(store().list(), None), f"RETROLN_{name.upper()}_URI")  # type: ignore[misc]
+        yield tried(name, uri, partial(_look_into, uri, settings), f"RETROLN_{name.upper()}_URI")
     yield tried(
         "catalog",
         settings.catalog_url,

@@ -8,6 +8,7 @@ import urllib.error
 import urllib.request
 from base64 import b64encode
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ def _against_file(ask: Ask) -> Iterator[Finding]:
     queues = sorted({(entry["work_pool"]["name"], entry["work_pool"]["work_queue_name"]) for entry in wanted})
     for pool in sorted({pool for pool, _ in queues}):
         names = [queue for of, queue in queues if of == pool]
-        yield tried(pool, "work pool", lambda pool=pool, names=names: _pool(ask, pool, names), "the pool")  # type: ignore[misc]
+        yield tried(pool, "work pool", partial(_pool, ask, pool, names), "the pool")
     yield tried("deployments", str(path), lambda: _deployments(ask, wanted), "the deployments")
 
 
