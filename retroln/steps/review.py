@@ -119,11 +119,11 @@ def mark(registry: MlflowRegistry, version: int, row: AuditRecord, *, consume: b
     drop_aliases(registry, version, *_consumed(row, consume))
     reviewer, comment = said(row.reviewer, row.comment)
     tags = {
-        DECISION_TAG: DECIDED[row.action],
+        **_gate_tags(row),
         REVIEWER_TAG: reviewer,
         COMMENT_TAG: comment,
         AT_TAG: row.at.isoformat(timespec="seconds"),
-        **_gate_tags(row),
+        DECISION_TAG: DECIDED[row.action],
     }
     stale = {WAITING_TAG, GATES_TAG, REFUSED_TAG} | ({WITHDRAWN_TAG} if row.action == "promote" else set())
     for name in sorted(stale - set(tags)):

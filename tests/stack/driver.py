@@ -37,6 +37,7 @@ from retroln.tracking.runs import training_run
 
 STACK_OPTIONS = ("--shard-workers", "2", "--webhook")
 STACK_VARIABLES = {"RETROLN_STACK_POLL_S": "2", "RETROLN_STACK_SILENT_S": "60"}
+_TRAINED_TAGS = (promote.SUMMARY_TAG, promote.TEST_HASH_TAG, promote.DATASET_TAG, promote.SPEC_TAG)
 Seen = TypeVar("Seen")
 
 
@@ -147,15 +148,16 @@ class Platform:
         found: list[dict[str, Any]] = self.prefect.request("POST", "/automations/filter", json={}).json()
         return found
 
-    def register_again(self, **figures: float) -> int:
-        """Register the newest version's bundle as another one, with other test figures if any are given."""
+    def register_again(self, version: int | None = None, **figures: float) -> int:
+        """Register a version's bundle, or the newest's, as another one; figures given replace its own."""
         registry = self.workspace.registry
-        newest = registry.versions()[-1]
-        bundle = registry.fetch(newest.version, self.settings.work_dir / "models")
-        summary = {**json.loads(newest.tags[promote.SUMMARY_TAG]), **figures}
-        tags = {name: newest.tags[name] for name in (promote.TEST_HASH_TAG, promote.DATASET_TAG)}
+        version = version or registry.versions()[-1].version
+        known = registry.tags(version)
+        bundle = registry.fetch(version, self.settings.work_dir / "models")
+        tags = {name: known[name] for name in _TRAINED_TAGS}
+        tags[promote.SUMMARY_TAG] = json.dumps({**json.loads(tags[promote.SUMMARY_TAG]), **figures})
         with training_run(self.settings, name="registered again by a test", params={}) as run:
-            return registry.register(bundle, run.run_id, tags | {promote.SUMMARY_TAG: json.dumps(summary)})
+            return registry.register(bundle, run.run_id, tags)
 
     def states(self, *cases: str) -> set[ScanState]:
         """In which states these cases are."""

@@ -33,11 +33,13 @@ def _approve(platform: Platform, version: int, **tags: str) -> None:
 
 
 def _decided(platform: Platform, version: int, word: str) -> None:
-    """Reconcile has consumed the approval and written its decision on the version."""
+    """Reconcile has consumed the approval and written its decision on the version, to the last tag."""
     registry = platform.workspace.registry
 
     def look() -> bool:
-        return registry.get_alias("approved") is None and registry.tags(version)["review.decision"] == word
+        row, tags = platform.catalog.audits(platform.settings.model_name)[-1], registry.tags(version)
+        written = (tags["review.decision"], tags.get("review.audit")) == (word, str(row.audit_id))
+        return registry.get_alias("approved") is None and written
 
     wait(look, 120, f"version {version} does not become {word}")
 

@@ -20,20 +20,19 @@ from tests.stack.test_spread import ingested
 
 __all__ = ["prepared"]
 
-_COUNT = 24
 _EPOCHS = 60
 _SHARD_WORKERS = ("worker-cpu-shards-0", "worker-cpu-shards-1")
 
 
 @contextmanager
-def _preparing(platform: Platform, prefix: str) -> Iterator[UUID]:
+def _preparing(platform: Platform, prefix: str, count: int = 24) -> Iterator[int]:
     """A prepare run in the middle of its shards; when the block ends, its cases are done exactly once."""
-    cases = ingested(platform, prefix, _COUNT)
-    flow_run = platform.start("prepare", shard_size=_COUNT // 2)
+    cases = ingested(platform, prefix, count)
+    flow_run = platform.start("prepare", shard_size=count // 2)
     record = wait(lambda: _running(platform, flow_run), 120, "prepare does not begin")
     wait(lambda: platform.catalog.count_outcomes(record)[Outcome.DONE] > 0, 120, "no case is done")
-    assert platform.catalog.count_outcomes(record)[Outcome.DONE] < _COUNT, "too late to disturb it"
-    yield flow_run
+    assert platform.catalog.count_outcomes(record)[Outcome.DONE] < count, "too late to disturb it"
+    yield record
     ended = platform.ended(flow_run, 400)
     assert ended.state_name == "Completed", ended.state
     assert platform.states(*cases) == {ScanState.PREPARED}
@@ -42,7 +41,7 @@ def _preparing(platform: Platform, prefix: str) -> Iterator[UUID]:
         assert states == ["ingested", "prepared"], case
     accounting = platform.catalog.run(record).accounting
     assert accounting is not None
-    assert (accounting.done, accounting.quarantined, accounting.failed) == (_COUNT, _held(platform), 0)
+    assert (accounting.done, accounting.quarantined, accounting.failed) == (count, _held(platform), 0)
     assert platform.catalog.claims() == []
     _nothing_runs_for_ever(platform, flow_run)
 
@@ -64,14 +63,12 @@ def _nothing_runs_for_ever(platform: Platform, flow_run: UUID) -> None:
         assert platform.ended(shard.id, 200).state
 
 
-def test_a_flow_that_is_killed_is_taken_over(platform: Platform) -> None:
-    with _preparing(platform, "KILLFLOW"):
-        kill(*platform.flow_processes("worker-cpu-shards-0"), *platform.flow_processes("worker-cpu-shards-1"))
-
-
-def test_a_worker_that_is_killed_alone_comes_back(platform: Platform) -> None:
-    with _preparing(platform, "KILLWORKER"):
-        kill(*(pid for worker in _SHARD_WORKERS for pid in platform.worker_processes(worker)))
+def test_a_flow_that_is_killed_is_taken_over_and_a_worker_that_is_killed_alone_comes_back(
+    platform: Platform,
+) -> None:
+    of_flow, of_worker = _SHARD_WORKERS
+    with _preparing(platform, "KILLONE"):
+        kill(*platform.flow_processes(of_flow), *platform.worker_processes(of_worker))
 
 
 def test_worker_and_flow_killed_together_are_noticed_by_their_silence(platform: Platform) -> None:
@@ -80,13 +77,10 @@ def test_worker_and_flow_killed_together_are_noticed_by_their_silence(platform: 
             kill(*platform.worker_processes(worker), *platform.flow_processes(worker))
 
 
-def test_prefect_restarts_in_the_middle(platform: Platform) -> None:
-    with _preparing(platform, "PREFECT"):
+def test_prefect_and_postgresql_restart_in_the_middle(platform: Platform) -> None:
+    with _preparing(platform, "RESTART", 36) as record:
         _restart(platform, "prefect")
-
-
-def test_postgresql_restarts_in_the_middle(platform: Platform) -> None:
-    with _preparing(platform, "POSTGRES"):
+        assert platform.catalog.count_outcomes(record)[Outcome.DONE] < 36, "too late to restart PostgreSQL"
         _restart(platform, "postgres")
 
 

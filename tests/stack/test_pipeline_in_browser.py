@@ -9,14 +9,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from retroln.catalog.states import ScanState
-from retroln.steps import promote
-from retroln.tracking.runs import training_run
 from tests.stack.browser import CHROMIUM, MlflowPages, PrefectPages, Tab, chromium, keep_picture
 from tests.stack.driver import Platform, wait
 from tests.stack.test_pipeline import SPEC, prepared
@@ -122,9 +119,9 @@ def test_inference_from_its_form_to_the_case_page(
 
 
 def test_reviewer_decides_in_the_form_of_a_suspended_promotion(
-    champion: int, prefect_pages: PrefectPages, platform: Platform, tmp_path: Path
+    champion: int, prefect_pages: PrefectPages, platform: Platform
 ) -> None:
-    version, before = _register_again(platform, champion, tmp_path), len(platform.runs_of("infer"))
+    version, before = _another_candidate(platform, champion), len(platform.runs_of("infer"))
     flow_run = platform.start("promote")
     platform.in_state(flow_run, "Suspended")
     page = prefect_pages.page
@@ -147,9 +144,9 @@ def test_reviewer_decides_in_the_form_of_a_suspended_promotion(
 
 
 def test_review_in_mlflow_takes_effect_and_starts_inference_once(
-    champion: int, mlflow_pages: MlflowPages, platform: Platform, tmp_path: Path
+    champion: int, mlflow_pages: MlflowPages, platform: Platform
 ) -> None:
-    version, before = _register_again(platform, champion, tmp_path), len(platform.runs_of("infer"))
+    version, before = _another_candidate(platform, champion), len(platform.runs_of("infer"))
     page, model = mlflow_pages.page, platform.settings.model_name
     mlflow_pages.version(model, version)
     mlflow_pages.add_tag("review.decision", "approve")
@@ -184,15 +181,10 @@ def _add_new_case(platform: Platform) -> None:
     wait(lambda: platform.states(NEW_CASE) == {ScanState.PREPARED}, 240, "the new case is not prepared")
 
 
-def _register_again(platform: Platform, champion: int, folder: Path) -> int:
-    """The champion's network as a new candidate: a run of its own in MLflow, the same files and figures."""
-    registry = platform.workspace.registry
-    known = registry.tags(champion)
-    kept = (promote.SUMMARY_TAG, promote.TEST_HASH_TAG, promote.DATASET_TAG, promote.SPEC_TAG)
-    bundle = registry.fetch(champion, folder)
-    with training_run(platform.settings, name="the same network again", params={}) as run:
-        version = registry.register(bundle, run.run_id, {name: known[name] for name in kept})
-    registry.set_alias("candidate", version)
+def _another_candidate(platform: Platform, champion: int) -> int:
+    """The champion's network as a new candidate."""
+    version = platform.register_again(champion)
+    platform.workspace.registry.set_alias("candidate", version)
     return version
 
 
