@@ -2,6 +2,8 @@
 SHELL := /bin/bash
 BIN := .venv/bin
 REAL ?= $(abspath ../shared/data/real)
+# The stack's tests watch programs die and come back: they have the machine to themselves.
+PARALLEL := $(BIN)/python -m pytest --ignore tests/stack -n 2 --dist loadfile
 export RETROLN_REAL_DATA ?= $(if $(wildcard $(REAL)),$(REAL))
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
@@ -16,7 +18,8 @@ demo: setup ## the whole way on one machine: phantom CT to measured nodes on a p
 	$(BIN)/python -m flows.demo --fresh
 
 test: setup ## every test
-	$(BIN)/python -m pytest
+	$(PARALLEL)
+	$(BIN)/python -m pytest tests/stack
 
 stack: setup ## every server and worker on this machine
 	$(BIN)/python -W ignore -m infra.stack up
@@ -27,7 +30,8 @@ stack-down: setup ## stop what `make stack` started; data stays
 setup: .venv/.ready ## the set-up alone
 
 check: setup lint ## everything a change must pass
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+	$(PARALLEL) --cov --cov-report=
+	$(BIN)/python -m pytest tests/stack --cov --cov-append --cov-report=term:skip-covered
 
 lint: setup
 	$(BIN)/ruff format --check .

@@ -79,9 +79,10 @@ def test_worker_and_flow_killed_together_are_noticed_by_their_silence(platform: 
 
 def test_prefect_and_postgresql_restart_in_the_middle(platform: Platform) -> None:
     with _preparing(platform, "RESTART", 36) as record:
-        _restart(platform, "prefect")
+        platform.supervisor.stop("prefect")
         assert platform.catalog.count_outcomes(record)[Outcome.DONE] < 36, "too late to restart PostgreSQL"
         _restart(platform, "postgres")
+        platform.supervisor.start("prefect")
 
 
 def test_s3_is_gone_for_half_a_minute(platform: Platform) -> None:
