@@ -5,7 +5,8 @@
 The plain side calls `retroln.steps.prepare.prepare` once over all cases. The other side starts the deployment
 `prepare` on the stack's Prefect server, which places shards on the work pool; it counts from the request to
 the final state, start of flow runs included. Both write to the same S3 and PostgreSQL. The sides take turns
-over halves of the cases, so that a drift of the machine meets both.
+over halves of the cases, so that a drift of the machine meets both. Starting a shard takes some seconds (a
+process, a pool, connections), so its work is sized to a minute or more, as a user would.
 """
 
 from __future__ import annotations
@@ -64,5 +65,5 @@ if __name__ == "__main__":
         __doc__,
         measure,
         cases=(1400, "per side; the plain side should take 5 minutes"),
-        shard_size=(100, "cases per shard"),
+        shard_size=(350, "cases per shard; it should take a minute or more"),
     )

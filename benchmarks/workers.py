@@ -1,6 +1,6 @@
 """Two workers with one process each beside one such worker, over shards of a minute or more.
 
-    python -m benchmarks.workers [--cases 280] [--output results.json]
+    python -m benchmarks.workers [--cases 360] [--output results.json]
 
 One stack runs both: the same cases once with both shard workers and once with one of them stopped. Throughput
 is cases per second between the first and the last case that became prepared, so that the start of flow
@@ -45,5 +45,5 @@ if __name__ == "__main__":
     report(
         __doc__,
         measure,
-        cases=(280, "per side; a shard is half of them and should take a minute with one worker"),
+        cases=(360, "per side; a shard is half of them and should take a minute with one worker"),
     )
