@@ -1,6 +1,6 @@
 """Prepare as a deployment on a real server beside the plain library loop, same cases, same process pool.
 
-    python -m benchmarks.orchestration [--cases 1400] [--output results.json]
+    python -m benchmarks.orchestration [--cases 2000] [--output results.json]
 
 The plain side calls `retroln.steps.prepare.prepare` once over all cases. The other side starts the deployment
 `prepare` on the stack's Prefect server, which places shards on the work pool; it counts from the request to
@@ -64,6 +64,6 @@ if __name__ == "__main__":
     report(
         __doc__,
         measure,
-        cases=(1400, "per side; the plain side should take 5 minutes"),
-        shard_size=(350, "cases per shard; it should take a minute or more"),
+        cases=(2000, "per side; the plain side should take 5 minutes or more"),
+        shard_size=(500, "cases per shard; it should take a minute or more"),
     )
