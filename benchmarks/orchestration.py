@@ -1,12 +1,12 @@
 """Prepare as a deployment on a real server beside the plain library loop, same cases, same process pool.
 
-    python -m benchmarks.orchestration [--cases 2000] [--output results.json]
+    python -m benchmarks.orchestration [--cases 1500] [--output results.json]
 
-The plain side calls `retroln.steps.prepare.prepare` once over all cases. The other side starts the deployment
-`prepare` on the stack's Prefect server, which places shards on the work pool; it counts from the request to
-the final state, start of flow runs included. Both write to the same S3 and PostgreSQL. The sides take turns
-over halves of the cases, so that a drift of the machine meets both. Starting a shard takes some seconds (a
-process, a pool, connections), so its work is sized to a minute or more, as a user would.
+The plain side calls `retroln.steps.prepare.prepare` over half of its cases before the other side and over half
+after it, so that a drift of the machine meets both. The other side starts the deployment `prepare` on the
+stack's Prefect server, which places shards on the work pool; it counts from the request to the final state,
+start of flow runs included. Both write to the same S3 and PostgreSQL. Starting a shard takes some seconds (a
+process, a pool, connections), so its work is sized to some minutes, as a user would.
 """
 
 from __future__ import annotations
@@ -26,18 +26,17 @@ def measure(cases: int, shard_size: int) -> dict[str, Any]:
     """Seconds of both sides and their ratio."""
     plain_s = platform_s = 0.0
     with platform(shard_workers=1, processes=_PROCESSES) as (stack, settings):
-        for half in range(2):
-            for side in ("PLAIN", "FLOW") if half == 0 else ("FLOW", "PLAIN"):
-                names = [f"{side}{half}-{number:03}" for number in range(cases // 2)]
-                deliver(settings, stack, names, _SPACING_MM)
-                begun = now()
-                if side == "PLAIN":
-                    _plain(settings)
-                    plain_s += now() - begun
-                else:
-                    run_deployment("prepare", shard_size=shard_size)
-                    platform_s += now() - begun
-                prepared_at(settings, names)
+        for side, count in (("FIRST", cases // 2), ("FLOW", cases), ("LAST", cases - cases // 2)):
+            names = [f"{side}-{number:04}" for number in range(count)]
+            deliver(settings, stack, names, _SPACING_MM)
+            begun = now()
+            if side == "FLOW":
+                run_deployment("prepare", shard_size=shard_size)
+                platform_s = now() - begun
+            else:
+                _plain(settings)
+                plain_s += now() - begun
+            prepared_at(settings, names)
     return {
         "cases": cases,
         "processes": _PROCESSES,
@@ -64,6 +63,6 @@ if __name__ == "__main__":
     report(
         __doc__,
         measure,
-        cases=(2000, "per side; the plain side should take 5 minutes or more"),
-        shard_size=(500, "cases per shard; it should take a minute or more"),
+        cases=(1500, "per side; the plain side should take 5 minutes or more"),
+        shard_size=(750, "cases per shard; it should take some minutes"),
     )
