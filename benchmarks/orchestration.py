@@ -2,11 +2,11 @@
 
     python -m benchmarks.orchestration [--cases 1500] [--output results.json]
 
-The plain side calls `retroln.steps.prepare.prepare` over half of its cases before the other side and over half
-after it, so that a drift of the machine meets both. The other side starts the deployment `prepare` on the
-stack's Prefect server, which places shards on the work pool; it counts from the request to the final state,
-start of flow runs included. Both write to the same S3 and PostgreSQL. Starting a shard takes some seconds (a
-process, a pool, connections), so its work is sized to some minutes, as a user would.
+The plain side calls `retroln.steps.prepare.prepare` over half of its cases before the other side and over
+half after it, so that a drift of the machine meets both. The other side starts the deployment `prepare` on
+the stack's Prefect server, which places shards on the work pool; it counts from the request to the final
+state, start of flow runs included. Both write to the same S3 and PostgreSQL. Starting a shard takes some
+seconds (a process, a pool, connections), so its work is sized to some minutes, as a user would.
 """
 
 from __future__ import annotations
