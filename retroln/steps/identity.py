@@ -20,6 +20,7 @@ from retroln.steps.entry import UNKNOWN, UNNAMED, CaseEntry
 from retroln.storage.base import ObjectStore
 
 _MISPLACED = "misplaced:"
+_LINE = re.compile(r"line-\d+")  # what a row without a usable id is called
 _PATIENT = re.compile(r"P-[A-Z2-7]{16}")
 _LAYOUT = re.compile(
     r"(?:ct|mask|vertebrae(?:_[TLS]\d{1,2})?)(?:\.(?:nii|nii\.gz|zip|dcm))?|dicom|cases\.csv"
@@ -87,7 +88,7 @@ class Policy:
         elif self.replaced and entry.case_id.startswith(_MISPLACED):
             key = entry.case_id.removeprefix(_MISPLACED)
             entry = replace(entry, case_id=_MISPLACED + self.key(key))
-        elif self.replaced and not (entry.problem and entry.problem.reason == "bad_row"):
+        elif self.replaced and not _LINE.fullmatch(entry.case_id):
             entry = replace(entry, case_id=self.pseudonyms("").case(entry.case_id))
         if not self.replaced:
             return entry

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from pydicom.dataset import Dataset
-from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, RLELossless
+from pydicom.uid import (
+    ExplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    RLELossless,
+)
 
 from retroln.errors import GeometryError, InputError
 from retroln.imaging.dicom.study import open_study, pick
@@ -200,6 +208,67 @@ def test_damaged_codestreams_are_undecodable(tmp_path: Path) -> None:
         data[start : start + 12] = bytes(12)
         path.write_bytes(bytes(data))
     assert refusal(tmp_path).reason == "undecodable"
+
+
+@pytest.mark.parametrize("syntax", [JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless, RLELossless])
+def test_bytes_that_were_changed_end_no_process(tmp_path: Path, syntax: str) -> None:
+    """Whatever a codec does about them (GDCM ends its process on some): a volume or a reason."""
+    shape = (64, 48, 12)
+    paths = write(tmp_path, series(ct_array(shape), lps_grid(shape), Made(transfer_syntax=syntax)))
+    data = paths[0].read_bytes()
+    start = data.index(b"\xe0\x7f\x10\x00") + 28  # behind the pixel data's offset table
+    found = set()
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        changed = bytearray(data)
+        for place in rng.integers(start, len(data) - 8, rng.choice([1, 5, 20, 100])):
+            changed[place] = rng.integers(256)
+        paths[0].write_bytes(bytes(changed))
+        try:
+            open_study(paths).series[0].volume()
+        except InputError as error:
+            found.add(error.reason)
+    assert found <= {"undecodable", "truncated", "not_dicom"}
+
+
+@pytest.mark.parametrize("end", [signal.SIGABRT, signal.SIGSEGV])
+def test_a_codec_that_ends_its_process_is_a_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: signal.Signals
+) -> None:
+    write(tmp_path, series(ct_array(), lps_grid(), Made(transfer_syntax=JPEG2000Lossless)))
+    _instead_of_the_decoder(monkeypatch, f"import os; os.kill(os.getpid(), {int(end)})")
+    error = refusal(tmp_path)
+    assert error.reason == "undecodable" and end.name in str(error)
+
+
+def test_a_codec_that_does_not_end_is_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, series(ct_array(), lps_grid(), Made(transfer_syntax=JPEG2000Lossless)))
+    _instead_of_the_decoder(monkeypatch, "import time; time.sleep(60)")
+    monkeypatch.setattr("retroln.imaging.dicom.apart._PATIENCE_S", 0.5)
+    assert "came to no end" in str(refusal(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("program", "kind"), [("import os; os.kill(os.getpid(), 9)", MemoryError), ("1 / 0", ChildProcessError)]
+)
+def test_a_decoder_that_is_killed_or_has_a_bug_is_no_fault_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, kind: type[Exception]
+) -> None:
+    write(tmp_path, series(ct_array(), lps_grid(), Made(transfer_syntax=JPEG2000Lossless)))
+    _instead_of_the_decoder(monkeypatch, program)
+    with pytest.raises(kind):
+        open_study(tmp_path.iterdir()).series[0].volume()
+
+
+def _instead_of_the_decoder(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
+    """Run a line of Python where the child would decode."""
+    start = subprocess.Popen
+
+    def other(command: list[str], **options: object) -> subprocess.Popen[bytes]:
+        assert command[-1] == "retroln.imaging.dicom.decoder"
+        return start([command[0], "-c", program], **options)
+
+    monkeypatch.setattr("retroln.imaging.dicom.apart.subprocess.Popen", other)
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"\0" * 400])

@@ -78,7 +78,7 @@ def test_listing_problems_name_nobody(source: ObjectStore, settings: Settings) -
     [
         InputError("bad", reason="r", file="Smith_J/A 77/dicom/", got="in Smith_J/A 77/dicom/ there"),
         InputError("vanished", reason="r", file="Smith_J/A 77/dicom/SMITH^J.dcm"),
-        InputError("case smith_j is bad", reason="r", file="smith.nii", got="smith_j and A 77"),
+        InputError("case smith_j is bad", reason="r", file="x/smith_j.nii", got="smith_j and A 77"),
         UnavailableError("away", file="s3://b/Smith_J/A 77/x", got="http://host/b/Smith_J"),
     ],
 )

@@ -1,21 +1,16 @@
-"""Stored pixels to a volume in Hounsfield units, slice by slice.
-
-Which codec decodes what is fixed, so that every machine gives the same values: pydicom itself the plain and
-RLE encodings, pyjpegls JPEG-LS, GDCM the other JPEG family.
-"""
+"""Stored pixels to a volume in Hounsfield units, slice by slice."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from retroln.errors import InputError, MissingExtraError, RetroLNError
-from retroln.imaging.dicom.headers import load_pydicom, quietly, read_dataset, truncated
+from retroln.errors import InputError
+from retroln.imaging.dicom.apart import decoded
 from retroln.imaging.dicom.planes import Plane
 from retroln.imaging.dicom.stack import Stack
 from retroln.imaging.volume import Volume
@@ -23,41 +18,6 @@ from retroln.imaging.volume import Volume
 AIR_HU = -1024
 """What padding becomes: the lowest value of most scanners, below any tissue."""
 _LARGEST_BYTES = 8 << 30
-_IMAGE_PIXEL = (
-    "Rows",
-    "Columns",
-    "NumberOfFrames",
-    "SamplesPerPixel",
-    "PhotometricInterpretation",
-    "PlanarConfiguration",
-    "BitsAllocated",
-    "BitsStored",
-    "HighBit",
-    "PixelRepresentation",
-    "ExtendedOffsetTable",
-    "ExtendedOffsetTableLengths",
-)
-_PLAIN = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2")
-_JPEG = "1.2.840.10008.1.2.4."
-_DECODERS = {
-    **dict.fromkeys(_PLAIN, ""),
-    "1.2.840.10008.1.2.5": "pydicom",  # RLE
-    _JPEG + "50": "gdcm",  # baseline, 8 bit
-    _JPEG + "51": "gdcm",  # extended; GDCM takes 8 bit only
-    _JPEG + "57": "gdcm",  # lossless
-    _JPEG + "70": "gdcm",  # lossless, first-order prediction
-    _JPEG + "80": "pyjpegls",
-    _JPEG + "81": "pyjpegls",  # near-lossless
-    _JPEG + "90": "gdcm",  # JPEG 2000 lossless
-    _JPEG + "91": "gdcm",  # JPEG 2000
-}
-
-
-def require_decodable(transfer_syntax: str, file: Path) -> None:
-    """Raise `InputError` (`undecodable`) unless a codec for the encoding is known here."""
-    if transfer_syntax not in _DECODERS:
-        known = transfer_syntax.startswith("1.2.840.10008.")
-        raise _undecodable(file, f"transfer syntax {transfer_syntax if known else 'of a vendor, or none'}")
 
 
 def read_volume(made: Stack) -> Volume:
@@ -79,37 +39,16 @@ def read_volume(made: Stack) -> Volume:
     return Volume.from_source(array, made.grid)
 
 
-def frames(path: Path, wanted: Sequence[int], transfer_syntax: str) -> Iterator[NDArray[Any]]:
-    """Stored values of the wanted frames of one file, shape (rows, columns), in the order wanted.
-
-    Raises: as `read_volume`.
-    """
-    require_decodable(transfer_syntax, path)
-    plugin = _DECODERS[transfer_syntax]
-    _require_installed(plugin)
-    header = read_dataset(path, _IMAGE_PIXEL)
-    _require_pixels(header, path, transfer_syntax)
-    decoded = load_pydicom().pixels.iter_pixels(
-        header, indices=list(wanted), raw=True, decoding_plugin=plugin
-    )
-    for _ in wanted:
-        try:
-            with quietly():
-                stored: NDArray[Any] = next(decoded)
-        except (RetroLNError, OSError, MemoryError):
-            raise
-        except Exception as error:  # codecs raise what they like, and quote what they like
-            raise _undecodable(path, f"the codec gave up ({type(error).__name__})") from None
-        yield stored
-
-
 def _stored(planes: Sequence[Plane]) -> Iterator[tuple[int, NDArray[Any]]]:
     """Each slice's place in the stack and its stored values; each file is opened once."""
-    by_file = sorted(range(len(planes)), key=lambda k: (str(planes[k].path), planes[k].frame))
-    for path, group in groupby(by_file, key=lambda k: planes[k].path):
+    in_files = sorted(
+        range(len(planes)), key=lambda k: (planes[k].transfer_syntax, planes[k].path, planes[k].frame)
+    )
+    for syntax, group in groupby(in_files, key=lambda k: planes[k].transfer_syntax):
         places = list(group)
-        wanted = [planes[k].frame for k in places]
-        yield from zip(places, frames(path, wanted, planes[places[0]].transfer_syntax), strict=True)
+        files = groupby(places, key=lambda k: planes[k].path)
+        wanted = [(path, [planes[k].frame for k in inside]) for path, inside in files]
+        yield from zip(places, decoded(wanted, syntax), strict=True)
 
 
 def _hounsfield(stored: NDArray[Any], plane: Plane, whole: bool) -> NDArray[Any]:
@@ -138,46 +77,3 @@ def _require_possible_size(made: Stack) -> None:
             got=f"shape {made.grid.shape}",
             fix="check the study's origin",
         )
-
-
-def _require_pixels(header: Any, path: Path, transfer_syntax: str) -> None:
-    if "PixelData" not in header:
-        raise InputError(
-            "the object has no pixel data",
-            reason="no_pixel_data",
-            file=path,
-            expected="an image with its pixels",
-            got="a header alone",
-            fix="export the series with its pixels",
-        )
-    if transfer_syntax in _PLAIN:
-        expected = int(header.Rows) * int(header.Columns) * int(header.get("NumberOfFrames") or 1)
-        expected = (expected * int(header.BitsAllocated) + 7) // 8
-        if len(header.PixelData) < expected:
-            raise truncated(path, f"{len(header.PixelData)} of {expected} bytes of pixels")
-
-
-def _require_installed(plugin: str) -> None:
-    """Import the codec, and keep GDCM's warnings from the terminal."""
-    try:
-        if plugin == "gdcm":
-            import gdcm
-
-            gdcm.Trace.WarningOff()
-            gdcm.Trace.ErrorOff()
-        elif plugin == "pyjpegls":
-            import jpeg_ls  # noqa: F401
-    except ImportError as error:
-        fix = "pip install 'retroln[dicom]'"
-        raise MissingExtraError(f"this encoding needs {plugin}", fix=fix) from error
-
-
-def _undecodable(file: Path, got: str) -> InputError:
-    return InputError(
-        "the pixels cannot be decoded",
-        reason="undecodable",
-        file=file,
-        expected="plain, deflated, RLE, JPEG lossless, 8-bit JPEG, JPEG-LS or JPEG 2000 pixels",
-        got=got,
-        fix="export the study again, uncompressed",
-    )

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retroln.errors import GeometryError
+from retroln.imaging.dicom.apart import decoded
 from retroln.imaging.dicom.headers import numbers, read_dataset, texts, truncated
-from retroln.imaging.dicom.pixels import frames as decoded_frames
 from retroln.imaging.geometry import SAME_GRID_TOLERANCE_MM, Grid
 
 LABEL_MAP = "1.2.840.10008.5.1.4.1.1.66.7"
@@ -135,7 +135,7 @@ def _stored(header: Any, path: Path, wanted: Sequence[int]) -> Iterator[NDArray[
     """Values of the wanted frames; bits packed across frame borders are unpacked here, pydicom cannot."""
     syntax = texts(header.file_meta, "TransferSyntaxUID")[0]
     if int(header.BitsAllocated) != 1 or syntax not in _PACKED:
-        yield from decoded_frames(path, wanted, syntax)
+        yield from decoded([(path, wanted)], syntax)
         return
     rows, columns = int(header.Rows), int(header.Columns)
     data = read_dataset(path, ("Rows",)).get("PixelData") or b""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from retroln.errors import InputError
 from retroln.imaging.dicom.choice import Choice, SeriesFacts, asked_for, choose, find
+from retroln.imaging.dicom.decoding import require_decodable
 from retroln.imaging.dicom.describe import describe
 from retroln.imaging.dicom.headers import (
     CT,
@@ -19,7 +20,7 @@ from retroln.imaging.dicom.headers import (
     read_instance,
     truncated,
 )
-from retroln.imaging.dicom.pixels import read_volume, require_decodable
+from retroln.imaging.dicom.pixels import read_volume
 from retroln.imaging.dicom.planes import planes_of
 from retroln.imaging.dicom.stack import Stack, stack
 from retroln.imaging.volume import Volume
