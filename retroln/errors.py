@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Self
 
 
 class RetroLNError(Exception):
@@ -40,6 +41,11 @@ class UserError(RetroLNError):
         parts = [f"{file}: {what}" if file else what]
         parts += [f"{name}: {value}" for name, value in named.items() if value]
         super().__init__(" ".join("; ".join(parts).splitlines()))
+
+    def reworded(self, **fields: object) -> Self:
+        """The same error with other texts: any of what, file, expected, got, fix."""
+        state = {**self.__dict__, **fields}
+        return _rebuild(type(self), str(state["what"]), state)  # type: ignore[return-value]
 
     def __reduce__(self) -> tuple[object, ...]:
         """Survive the way back from a worker process with every field."""
@@ -87,8 +93,7 @@ def naming(file: str | Path, *, instead: bool = False) -> Iterator[None]:
     except InputError as error:
         if error.file is not None and not instead:
             raise
-        fields = {name: getattr(error, name) for name in ("expected", "got", "fix")}
-        raise type(error)(error.what, reason=error.reason, file=file, **fields) from error
+        raise error.reworded(file=file) from error
 
 
 class GeometryError(InputError):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings import SettingsError as SourceError
 
@@ -16,6 +17,7 @@ LOCAL_STACK = Path("var/stack/retroln.env")
 """Private file in which `make stack` keeps where its servers are and how to get in."""
 
 LabelScheme = Literal["totalseg-v2", "totalseg-v1", "verse"]
+SeriesCriterion = Literal["orientation", "kernel", "coverage", "phase", "thickness", "original", "slices"]
 
 
 class RoiSpec(BaseModel):
@@ -35,6 +37,26 @@ class Hu(BaseModel):
 
     low: float = -1000.0
     high: float = 400.0
+
+
+class SeriesRule(BaseModel):
+    """Which of a study's CT series is taken when nobody names one (docs/reference/dicom.md)."""
+
+    model_config = ConfigDict(frozen=True)
+
+    order: tuple[SeriesCriterion, ...] = Field(
+        ("orientation", "kernel", "coverage", "phase", "thickness", "original", "slices"),
+        description="criteria from the most to the least important; what is left out does not count",
+    )
+    kernel: Literal["soft", "sharp"] = Field("soft", description="wanted sharpness of the kernel")
+    phase: Literal["portal_venous", "contrast", "plain"] = Field(
+        "portal_venous", description="wanted phase of the contrast medium"
+    )
+    coverage_mm: float = Field(
+        250.0, gt=0, description="extent that T12 to L5 fit into; more counts as no better"
+    )
+    thinnest_mm: float = Field(1.0, ge=0, description="slices from this thickness on are wanted")
+    thickest_mm: float = Field(3.0, gt=0, description="up to this one; outside, the nearest is taken")
 
 
 class GateSpec(BaseModel):
@@ -114,6 +136,18 @@ class Settings(BaseSettings):
     unanchored: Literal["accept", "review"] = Field(
         "accept", description="what to do when neither S1 nor ribs confirm the numbering"
     )
+    series: SeriesRule = SeriesRule()
+    mask_names: str = Field(
+        r"(?i)lymph|node|\bLN",
+        description="regular expression for the segments or ROIs of a DICOM mask that are nodes",
+    )
+    identity: Literal["given", "pseudonym"] = Field(
+        "given",
+        description="whether patient and case ids of the source are pseudonyms already, or are replaced",
+    )
+    pseudonym_key: SecretStr | None = Field(
+        None, description="secret under which pseudonyms, UIDs and dates are made; kept beside no data"
+    )
     roi: RoiSpec = RoiSpec()
     hu: Hu = Hu()
     gates: GateSpec = GateSpec()
@@ -140,6 +174,15 @@ class Settings(BaseSettings):
     s3_access_key: SecretStr | None = None
     s3_secret_key: SecretStr | None = None
     s3_region: str = "us-east-1"
+
+    @field_validator("mask_names")
+    @classmethod
+    def _is_expression(cls, text: str) -> str:
+        try:
+            re.compile(text)
+        except re.error as error:
+            raise ValueError(f"a regular expression; {error}") from error
+        return text
 
     def __init__(self, **values: Any) -> None:
         """Read the variables.
@@ -170,7 +213,10 @@ def _unusable(error: ValidationError) -> SettingsError:
     """The first thing wrong, under the variable's name; a secret's value is not shown."""
     found = error.errors(include_url=False)[0]
     name = "RETROLN_" + "__".join(str(piece) for piece in found["loc"]).upper()
-    secret = any(word in name for word in ("SECRET", "ACCESS_KEY", "PASSWORD", "NOTIFY_URL", "CATALOG_URL"))
+    secret = any(
+        word in name
+        for word in ("SECRET", "ACCESS_KEY", "PSEUDONYM_KEY", "PASSWORD", "NOTIFY_URL", "CATALOG_URL")
+    )
     got = None if secret else repr(found["input"])
     return SettingsError(
         f"{name} cannot be used",

@@ -47,6 +47,8 @@ def _fresh() -> dict[str, str]:
         "s3_internal": secrets.token_hex(32),
         # a Fernet key: what MLflow encrypts the secrets of its webhooks with
         "mlflow_encryption": base64.urlsafe_b64encode(os.urandom(32)).decode(),
+        # what patients and source objects are renamed under; a new one gives every patient another name
+        "pseudonym_key": secrets.token_hex(32),
     }
 
 

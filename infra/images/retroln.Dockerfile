@@ -23,13 +23,13 @@ RUN pip install -c constraints.txt prefect-kubernetes==0.8.0 kopf==1.45.2 kubern
 FROM build AS build-cpu
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN pip install -c constraints.txt ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} \
-      -e '.[s3,postgres,train,infer,landmarks,orchestrate]' \
+      -e '.[s3,postgres,train,infer,landmarks,dicom,orchestrate]' \
     # argparse 1.4, which batchgenerators brings in, would shadow the standard library
     && pip uninstall -y argparse unittest2 traceback2 linecache2
 
 # PyPI's torch is the CUDA build and brings CUDA with it; the host needs the driver alone.
 FROM build AS build-gpu
-RUN pip install -c constraints.txt -e '.[s3,postgres,train,infer,landmarks,orchestrate]' \
+RUN pip install -c constraints.txt -e '.[s3,postgres,train,infer,landmarks,dicom,orchestrate]' \
     && pip uninstall -y argparse unittest2 traceback2 linecache2
 
 FROM ${PYTHON_IMAGE} AS base

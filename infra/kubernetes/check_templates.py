@@ -30,7 +30,7 @@ GIVEN_PER_RUN = {
     "labels": {},
     "annotations": {},
 }
-_SECRET_NAME = re.compile(r"PASSWORD|SECRET_KEY|ACCESS_KEY|AUTH_STRING$")
+_SECRET_NAME = re.compile(r"PASSWORD|SECRET_KEY|ACCESS_KEY|PSEUDONYM_KEY|AUTH_STRING$")
 
 
 def main() -> int:

@@ -24,5 +24,6 @@ secret() {
   secret retroln-provision s3_admin_access s3_admin_secret mlflow_admin mlflow_operator mlflow_gpu mlflow_reviewer
   secret retroln-data s3_retroln_access s3_retroln_secret postgres_retroln
   secret retroln-operator mlflow_operator
+  secret retroln-ingest pseudonym_key
   secret retroln-gpu mlflow_gpu
 } | { if [[ "${DRY_RUN:-}" ]]; then cat; else kubectl apply "$@" --filename -; fi; }

@@ -81,8 +81,8 @@ def deploy_here(stack: Stack) -> None:
 def rotate(stack: Stack, **options: Any) -> None:
     """Give every login, key and password a new value, and start anew with them.
 
-    The webhook's encryption key stays, because MLflow keeps its webhooks under it. Runs that go on lose
-    their logins: let them end first.
+    The webhook's encryption key stays, because MLflow keeps its webhooks under it, and so does the key of the
+    pseudonyms, because a patient must keep the same name. Runs that go on lose their logins: let them end.
 
     Raises:
         RuntimeError: the stack does not run (MLflow's admin must change its own password).
@@ -90,7 +90,7 @@ def rotate(stack: Stack, **options: Any) -> None:
     if not Supervisor(stack.home).is_running():
         raise RuntimeError("the stack does not run; start it with `make stack`, then rotate")
     old = stack.secrets
-    new = {**new_secrets(), "webhook_encryption": old["webhook_encryption"]}
+    new = {**new_secrets(), **{name: old[name] for name in ("webhook_encryption", "pseudonym")}}
     provision.change_admin_password(stack, old["mlflow"]["admin"], new["mlflow"]["admin"])
     write_secret(stack.home / "secrets.json", json.dumps(new, indent=1))
     down(stack)

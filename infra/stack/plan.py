@@ -93,6 +93,9 @@ class Stack:
         if not path.exists():
             write_secret(path, json.dumps(new_secrets(), indent=1))
         found: dict[str, Any] = json.loads(path.read_text())
+        if "pseudonym" not in found:  # a stack that was made before there was one
+            found["pseudonym"] = new_secrets()["pseudonym"]
+            write_secret(path, json.dumps(found, indent=1))
         return found
 
     def database_url(self, name: str, driver: str) -> str:
@@ -100,9 +103,11 @@ class Stack:
         return f"postgresql+{driver}://{name}@127.0.0.1:{self.postgres_port}/{name}"
 
     def client_environment(self, mlflow_user: str) -> dict[str, str]:
-        """Settings of a worker or a shell that acts as `mlflow_user`."""
+        """Settings of a worker or a shell that acts as `mlflow_user`; who ingests has the pseudonyms' key."""
         access, secret = self.secrets["s3"]["retroln"]
+        ingests = {"RETROLN_PSEUDONYM_KEY": self.secrets["pseudonym"]} if mlflow_user == "operator" else {}
         return {
+            **ingests,
             "RETROLN_SOURCE_URI": "s3://source",
             "RETROLN_STORE_URI": "s3://store",
             "RETROLN_S3_ENDPOINT": self.s3_url,
@@ -160,6 +165,7 @@ def new_secrets() -> dict[str, Any]:
         "mlflow_session": secrets.token_hex(32),
         "webhook": secrets.token_hex(32),
         "webhook_encryption": _fernet_key(),
+        "pseudonym": secrets.token_hex(32),
     }
 
 

@@ -139,6 +139,7 @@ class Scan(Base):
     ct_key: Mapped[str | None]
     vertebrae_key: Mapped[str | None]
     mask_key: Mapped[str | None]
+    series_key: Mapped[str | None]
     shape: Mapped[list[Any] | None]
     affine: Mapped[list[Any] | None]
     source_shape: Mapped[list[Any] | None]

@@ -21,9 +21,10 @@ class ScanDraft:
     """A delivered case as ingest found it; without `ct_key` nothing of it was stored.
 
     Attributes:
-        source_uri: key of each delivered part, by part name ("ct", "vertebrae", "mask").
+        source_uri: key of each delivered part, by part name ("ct", "vertebrae", "mask"), or its pseudonym.
         source_fingerprint: cheap mark of the delivered objects; equal means unchanged.
         source_sha256: hash over the bytes of all parts, None when they were not read.
+        series_key: headers of the DICOM series without the patient; None for a CT that came as NIfTI.
         shape, affine: of the stored RAS+ array; `source_*` and `orientation` as delivered.
     """
 
@@ -36,6 +37,7 @@ class ScanDraft:
     ct_key: str | None = None
     vertebrae_key: str | None = None
     mask_key: str | None = None
+    series_key: str | None = None
     shape: Shape | None = None
     affine: Affine | None = None
     source_shape: Shape | None = None
@@ -65,6 +67,7 @@ class ScanRecord:
     ct_key: str | None
     vertebrae_key: str | None
     mask_key: str | None
+    series_key: str | None
     shape: Shape
     affine: Affine
     source_shape: Shape

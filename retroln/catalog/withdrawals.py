@@ -40,6 +40,7 @@ _EMPTIED = (
     "ct_key",
     "vertebrae_key",
     "mask_key",
+    "series_key",
     "shape",
     "affine",
     "source_shape",

@@ -26,6 +26,7 @@ _COMMANDS = {
     "status": "state",
     "requeue": "state",
     "withdraw": "withdraw",
+    "source": "source",
     "doctor": "doctor",
 }
 

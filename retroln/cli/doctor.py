@@ -23,6 +23,9 @@ _EXTRAS = {
     "mlflow": "train",
     "TotalSegmentator": "landmarks",
     "prefect": "orchestrate",
+    "pydicom": "dicom",
+    "python-gdcm": "dicom",
+    "pyjpegls": "dicom",
 }
 _TOO_NEW = {"fastapi": ((0, 151), "fastapi>=0.139,<0.151"), "sqlalchemy": ((2, 1), "sqlalchemy<2.1")}
 _SHADOWS = ("argparse", "unittest2", "traceback2", "linecache2")

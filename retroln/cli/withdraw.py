@@ -22,13 +22,15 @@ if TYPE_CHECKING:
 def withdraw(patient: str, reason: str | None, by: str | None, dry_run: bool, yes: bool) -> None:
     """Remove PATIENT, who took back consent, from everything; there is no way back.
 
-    PATIENT is the patient's id in the source, matched whole. A call that was cut off is finished by the
-    same call again.
+    PATIENT is the patient's id in the source or, where ids are replaced, the pseudonym, matched whole. A call
+    that was cut off is finished by the same call again.
     """
     from retroln.steps import withdraw as step
     from retroln.steps.holdings import survey
+    from retroln.steps.identity import Policy
 
     settings = Settings()
+    patient = Policy.of(settings).patient(patient)
     if not dry_run and not (reason and by):
         raise click.UsageError("a withdrawal needs --reason and --by; --dry-run needs neither")
     found = survey(settings, patient)
@@ -68,6 +70,8 @@ def _warn(found: Holdings) -> None:
     """What only people can do."""
     if found.source:
         _list("DELETE THESE IN THE SOURCE YOURSELF, RetroLN never writes there", found.source)
+        if any(name.startswith("S-") for name in found.source):
+            click.echo("`retroln source find S-...` says where each lies")
     for one in found.versions:
         if one.is_champion:
             click.echo(

@@ -1,49 +1,44 @@
 """Which cases a source holds, and what belongs together: a `cases.csv`, or keys by patient and case.
 
-`cases.csv` has the columns case_id, patient_id, ct and, optionally, vertebrae, label_ids, mask; paths
-are relative to it. Without one, keys are `<patient>/<case>/ct.nii.gz`, `vertebrae.nii.gz` or
-`vertebrae/`, and `mask.nii.gz` (or .nii). A case id is always matched whole.
+`cases.csv` has the columns case_id, patient_id, ct and, optionally, vertebrae, label_ids, mask, series; paths
+are relative to it. Without one, keys are `<patient>/<case>/ct.nii.gz` (or .nii; `ct.zip`, `ct.dcm` or
+`dicom/` for DICOM), `vertebrae.nii.gz` or `vertebrae/`, and `mask.nii.gz` (or .nii, .dcm). A case id is
+always matched whole. DICOM may come without ids, since its headers say whose it is.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-import re
 import shutil
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import get_args
 
 from retroln.errors import InputError, NotFoundError, UserError
 from retroln.settings import LabelScheme
+from retroln.steps.case_folders import from_keys
+from retroln.steps.entry import UNNAMED, CaseEntry, is_id
 from retroln.storage.base import ObjectInfo, ObjectStore
 
 CASES_FILE = "cases.csv"
 _REQUIRED = ("case_id", "patient_id", "ct")
-_COLUMNS = (*_REQUIRED, "vertebrae", "label_ids", "mask")
-_IMAGE = (".nii", ".nii.gz")
-_CASE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_SAYS_WHOSE = ("/", ".zip", ".dcm")  # a CT that is surely DICOM, whose headers name the patient
+_COLUMNS = (*_REQUIRED, "vertebrae", "label_ids", "mask", "series")
+MAX_OBJECTS = 20_000
+MAX_BYTES = 16 << 30
+"""Bounds of one case's CT, the same as of an archive: what is more is no CT study of one patient."""
 
 
-@dataclass(frozen=True)
-class CaseEntry:
-    """One case of the source as listed; `problem` says why it cannot even be fetched."""
-
-    case_id: str
-    patient_id: str
-    ct: str
-    vertebrae: str | None = None
-    label_ids: LabelScheme = "totalseg-v2"
-    mask: str | None = None
-    problem: InputError | None = None
-
-
-def list_cases(source: ObjectStore, default_label_ids: LabelScheme) -> tuple[CaseEntry, ...]:
+def list_cases(
+    source: ObjectStore, default_label_ids: LabelScheme, *, any_id: bool = False
+) -> tuple[CaseEntry, ...]:
     """Every case of the source exactly once, in order of case id.
+
+    Args:
+        any_id: take ids of any characters; for ids that are replaced by pseudonyms.
 
     Raises:
         UserError: `cases.csv` itself cannot be read, so that nothing can be accounted for.
@@ -51,25 +46,26 @@ def list_cases(source: ObjectStore, default_label_ids: LabelScheme) -> tuple[Cas
     try:
         text = source.get_bytes(CASES_FILE).decode("utf-8-sig")
     except NotFoundError:
-        entries = _from_keys(source.list(), default_label_ids)
+        entries = from_keys(source.list(), default_label_ids, any_id)
     except UnicodeDecodeError as error:
         raise UserError("not UTF-8 text", file=CASES_FILE, got=str(error), fix="save it as UTF-8") from error
     else:
-        entries = _from_csv(text, default_label_ids)
+        entries = _from_csv(text, default_label_ids, any_id)
     return tuple(sorted(_merge_duplicates(entries), key=lambda entry: entry.case_id))
 
 
 def parts_of(entry: CaseEntry, source: ObjectStore) -> dict[str, tuple[ObjectInfo, ...]]:
-    """The objects behind a case: `ct`, and `vertebrae` (one object or a folder's) and `mask` if named.
+    """The objects behind a case: `ct` (one, or all below a folder), `vertebrae` (one, or a folder's), `mask`.
 
     Raises:
-        InputError: `missing_object`, naming the key.
+        InputError: `missing_object`, naming the key; `too_large`.
     """
-    parts: dict[str, tuple[ObjectInfo, ...]] = {"ct": (_stat(source, entry.ct),)}
+    parts: dict[str, tuple[ObjectInfo, ...]] = {"ct": _objects(source, entry.ct, nested=True)}
+    _require_bounded(parts["ct"], entry.ct)
     if entry.mask:
         parts["mask"] = (_stat(source, entry.mask),)
     if entry.vertebrae:
-        parts["vertebrae"] = _vertebrae_objects(source, entry.vertebrae)
+        parts["vertebrae"] = _objects(source, entry.vertebrae)
     return parts
 
 
@@ -124,22 +120,29 @@ def _rows(text: str) -> list[tuple[int, dict[str, str]]]:
     ]
 
 
-def _from_csv(text: str, default: LabelScheme) -> list[CaseEntry]:
-    return [_entry(row, line, default) for line, row in _rows(text)]
+def _from_csv(text: str, default: LabelScheme, any_id: bool) -> list[CaseEntry]:
+    return [_entry(row, line, default, any_id) for line, row in _rows(text)]
 
 
-def _entry(row: dict[str, str], line: int, default: LabelScheme) -> CaseEntry:
-    case_id = row["case_id"] or f"line-{line}"
+def _entry(row: dict[str, str], line: int, default: LabelScheme, any_id: bool) -> CaseEntry:
     scheme = row.get("label_ids") or default
+    says_whose = row["ct"].endswith(_SAYS_WHOSE)
+    case_id = row["case_id"] or (UNNAMED + row["ct"] if says_whose else "")
     entry = CaseEntry(
-        case_id, row["patient_id"], row["ct"], row.get("vertebrae") or None, default, row.get("mask") or None
+        case_id or f"line-{line}",
+        row["patient_id"],
+        row["ct"],
+        row.get("vertebrae") or None,
+        default,
+        row.get("mask") or None,
+        series=row.get("series") or None,
     )
     if scheme not in get_args(LabelScheme):
         problem = _bad_row(line, "label_ids", " | ".join(get_args(LabelScheme)), scheme)
-    elif not _CASE_ID.fullmatch(row["case_id"]):
+    elif not (is_id(row["case_id"], any_id) or case_id.startswith(UNNAMED)):
         problem = _bad_row(line, "case_id", "letters, digits, '.', '_', '-'", repr(row["case_id"]))
         entry = replace(entry, case_id=f"line-{line}")
-    elif not _CASE_ID.fullmatch(row["patient_id"]):
+    elif not (is_id(row["patient_id"], any_id) or (says_whose and not row["patient_id"])):
         problem = _bad_row(line, "patient_id", "letters, digits, '.', '_', '-'", repr(row["patient_id"]))
     elif not row["ct"]:
         problem = _bad_row(line, "ct", "a path relative to cases.csv", "nothing")
@@ -156,61 +159,6 @@ def _bad_row(line: int, column: str, expected: str, got: str) -> InputError:
         expected=expected,
         got=got,
         fix="correct the line",
-    )
-
-
-def _from_keys(infos: Iterable[ObjectInfo], default: LabelScheme) -> list[CaseEntry]:
-    folders: dict[tuple[str, str], set[str]] = {}
-    misplaced = []
-    for info in infos:
-        pieces = info.key.split("/")
-        if len(pieces) >= 3:
-            folders.setdefault((pieces[0], pieces[1]), set()).add(pieces[2])
-        elif info.key.endswith(_IMAGE) or "." not in pieces[-1]:  # without an ending: a link to a folder
-            misplaced.append(_misplaced(info.key, default))
-    listed = [_from_folder(patient, case, names, default) for (patient, case), names in folders.items()]
-    return listed + misplaced
-
-
-def _misplaced(key: str, default: LabelScheme) -> CaseEntry:
-    """What may be a case and lies in no case folder is held and named, not passed over."""
-    problem = InputError(
-        "the object lies in no case folder",
-        reason="misplaced",
-        file=key,
-        expected="<patient>/<case>/ct.nii.gz",
-        got=key,
-        fix="move it into a case folder (links that leave the source are not followed), or write cases.csv",
-    )
-    return CaseEntry(f"misplaced:{key}", "unknown", key, label_ids=default, problem=problem)
-
-
-def _from_folder(patient: str, case: str, names: set[str], default: LabelScheme) -> CaseEntry:
-    base = f"{patient}/{case}/"
-
-    def part(*candidates: str) -> str | None:
-        return next((base + name for name in candidates if name.rstrip("/") in names), None)
-
-    entry = CaseEntry(
-        case_id=case,
-        patient_id=patient,
-        ct=part("ct.nii.gz", "ct.nii") or base + "ct.nii.gz",
-        vertebrae=part("vertebrae.nii.gz", "vertebrae.nii", "vertebrae/"),
-        label_ids=default,
-        mask=part("mask.nii.gz", "mask.nii"),
-    )
-    unusable = [name for name in (patient, case) if not _CASE_ID.fullmatch(name)]
-    return replace(entry, problem=_bad_name(base, unusable[0])) if unusable else entry
-
-
-def _bad_name(folder: str, name: str) -> InputError:
-    return InputError(
-        "the folder's name cannot be an id",
-        reason="bad_name",
-        file=folder,
-        expected="at most 100 letters, digits, '.', '_', '-', beginning with a letter or digit",
-        got=repr(name),
-        fix="rename the folder, or list the case in cases.csv",
     )
 
 
@@ -238,17 +186,32 @@ def _stat(source: ObjectStore, key: str) -> ObjectInfo:
         raise _missing(key) from error
 
 
-def _vertebrae_objects(source: ObjectStore, key: str) -> tuple[ObjectInfo, ...]:
+def _objects(source: ObjectStore, key: str, *, nested: bool = False) -> tuple[ObjectInfo, ...]:
+    """The object itself, or what lies in the folder of that name; with `nested`, at any depth."""
     if not key.endswith("/"):
         try:
             return (source.stat(key),)
         except NotFoundError:
             pass
     folder = key.rstrip("/") + "/"
-    found = tuple(info for info in source.list(folder) if "/" not in info.key.removeprefix(folder))
-    if not found:
+    found = source.list(folder)
+    inside = tuple(info for info in found if nested or "/" not in info.key.removeprefix(folder))
+    if not inside:
         raise _missing(key)
-    return found
+    return inside
+
+
+def _require_bounded(infos: tuple[ObjectInfo, ...], key: str) -> None:
+    size_bytes = sum(info.size_bytes for info in infos)
+    if len(infos) > MAX_OBJECTS or size_bytes > MAX_BYTES:
+        raise InputError(
+            "more than any CT study holds",
+            reason="too_large",
+            file=key,
+            expected=f"at most {MAX_OBJECTS} objects and {MAX_BYTES >> 30} GiB",
+            got=f"{len(infos)} objects, {size_bytes >> 20} MiB",
+            fix="deliver one study per case",
+        )
 
 
 def _missing(key: str) -> InputError:

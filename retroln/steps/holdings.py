@@ -10,7 +10,8 @@ from retroln.catalog.records import ScanRecord, WithdrawalRecord, WithdrawnItem
 from retroln.errors import InputError, UserError
 from retroln.settings import Settings
 from retroln.steps import champion
-from retroln.steps.cohort import CaseEntry, list_cases
+from retroln.steps.entry import CaseEntry
+from retroln.steps.identity import Policy
 from retroln.steps.promote import DATASET_TAG
 from retroln.steps.workspace import Workspace, open_workspace
 from retroln.storage.base import ObjectInfo, ObjectStore
@@ -44,7 +45,7 @@ class Holdings:
     Attributes:
         withdrawal: the patient's withdrawal, None before it.
         cases: the patient's case ids.
-        source: keys that the source still holds; RetroLN never writes there.
+        source: keys that the source still holds, or their pseudonyms; RetroLN never writes there.
         objects: stored objects to delete, dataset manifests and training folders included.
         rows: rows per table, and what a withdrawal does with them.
         datasets: dataset versions that the patient is in.
@@ -98,14 +99,15 @@ def survey(settings: Settings, patient_id: str) -> Holdings:
     roles: Roles = {}
     for used in catalog.datasets_of_patient(patient_id):
         roles[used.version] = (*roles.get(used.version, ()), used.role)
-    entries, remarks = _listed(workspace, patient_id)
+    policy = Policy.of(settings)
+    entries, remarks = _listed(workspace, policy, patient_id)
     cases = tuple(dict.fromkeys([scan.case_id for scan in scans] + [one.case_id for one in entries]))
     named, under_way = _runs(settings, patient_id, roles)
     return Holdings(
         patient_id=patient_id,
         withdrawal=catalog.withdrawal_of(patient_id),
         cases=cases,
-        source=_source(workspace, scans, entries),
+        source=_source(workspace, policy, scans, entries),
         objects=tuple(_objects(workspace, patient_id, cases, tuple(roles))),
         rows=catalog.rows_to_withdraw(patient_id),
         datasets=tuple(roles),
@@ -117,22 +119,34 @@ def survey(settings: Settings, patient_id: str) -> Holdings:
     )
 
 
-def _listed(workspace: Workspace, patient_id: str) -> tuple[list[CaseEntry], tuple[str, ...]]:
+def _listed(workspace: Workspace, policy: Policy, patient_id: str) -> tuple[list[CaseEntry], tuple[str, ...]]:
     """The patient's cases as the source lists them, and what kept us from looking."""
     try:
-        entries = list_cases(workspace.source, workspace.settings.label_ids)
+        entries = policy.list(workspace.source, workspace.settings)
     except UserError as error:
         return [], (f"the source could not be listed: {error}",)
     return [entry for entry in entries if entry.patient_id == patient_id], ()
 
 
 def _source(
-    workspace: Workspace, scans: Sequence[ScanRecord], entries: Sequence[CaseEntry]
+    workspace: Workspace, policy: Policy, scans: Sequence[ScanRecord], entries: Sequence[CaseEntry]
 ) -> tuple[str, ...]:
-    """Keys of the patient that the source still holds."""
-    known = [key for scan in scans for key in scan.source_uri.values()]
-    known += [key for entry in entries for key in (entry.ct, entry.vertebrae, entry.mask) if key]
-    return tuple(key for key in dict.fromkeys(known) if _may_be_there(workspace.source, key))
+    """Names, as the catalog has them, of what the source still holds of the patient."""
+    known = [name for scan in scans for name in scan.source_uri.values()]
+    known += [name for entry in entries for name in policy.locations(entry).values()]
+    names = tuple(dict.fromkeys(known))
+    if policy.replaced and names:
+        there = _names_in(workspace.source, policy)
+        return tuple(name for name in names if there is None or name in there)
+    return tuple(name for name in names if _may_be_there(workspace.source, name))
+
+
+def _names_in(source: ObjectStore, policy: Policy) -> set[str] | None:
+    """The pseudonym of everything in the source; None if the source cannot be asked."""
+    try:
+        return {name for name, _ in policy.names(source)}
+    except UserError:
+        return None
 
 
 def _may_be_there(source: ObjectStore, key: str) -> bool:

@@ -1,28 +1,33 @@
 """Ingest: validate, hash, canonicalise and record each case; the source is never touched.
 
 What is stored is RAS+ NIfTI with a fresh header (no extension, description or file name of the
-source), under a key that holds the hash of the source bytes, so that ingesting twice writes the same.
+source), under a key that holds the hash of the source bytes, so that ingesting twice writes the same. Of a
+DICOM series its headers without the patient are stored beside it.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from retroln.anatomy.vertebrae import Vertebrae
 from retroln.catalog.accounting import CaseOutcome, Outcome
 from retroln.catalog.records import ScanDraft, ScanRecord
 from retroln.catalog.states import ScanState
 from retroln.catalog.withdrawals import WITHDRAWN
-from retroln.errors import ConflictError, InputError, LandmarkError, NotFoundError, naming
+from retroln.errors import ConflictError, InputError, NotFoundError, UserError
 from retroln.files import sha256_json
 from retroln.imaging import nifti
-from retroln.imaging.geometry import Grid, require_same_grid
 from retroln.imaging.volume import Volume
 from retroln.settings import Settings
 from retroln.steps.cases import OnOutcome, run_cases
-from retroln.steps.cohort import CaseEntry, list_cases, parts_of
+from retroln.steps.cohort import parts_of
+from retroln.steps.delivered import Delivered, neutral_name
+from retroln.steps.entry import UNKNOWN, CaseEntry
+from retroln.steps.identity import Policy
 from retroln.steps.workspace import Workspace, open_workspace
 from retroln.storage.base import ObjectInfo
 
@@ -50,25 +55,40 @@ def ingest(
 
 
 def list_entries(settings: Settings) -> tuple[CaseEntry, ...]:
-    """Every case that the source lists."""
-    return list_cases(open_workspace(settings).source, settings.label_ids)
+    """Every case that the source lists, under its name in here (see `steps.identity`)."""
+    return Policy.of(settings).list(open_workspace(settings).source, settings)
 
 
 def ingest_case(settings: Settings, run_id: int, entry: CaseEntry) -> CaseOutcome:
-    """Take one case in: done, skipped when its bytes are known, or quarantined with the reason."""
-    workspace = open_workspace(settings)
+    """Take one case in: done, skipped when its bytes are known, or quarantined with the reason.
+
+    Where the source's names are replaced, no error that leaves here names them.
+    """
+    policy = Policy.of(settings)
+    try:
+        return _ingest(open_workspace(settings), policy, run_id, entry)
+    except UserError as error:
+        if not policy.replaced:
+            raise
+        raise policy.conceal(error, entry) from None
+    except Exception as error:
+        if not policy.replaced:
+            raise
+        return CaseOutcome(entry.case_id, Outcome.FAILED, type(error).__name__, policy.withheld(error))
+
+
+def _ingest(workspace: Workspace, policy: Policy, run_id: int, entry: CaseEntry) -> CaseOutcome:
     current = workspace.catalog.current_scan(entry.case_id)
     if current and current.state is ScanState.WITHDRAWN:
-        return _refused(entry, _withdrawn(entry, current.patient_id))
+        return _refused(entry, policy.conceal(_withdrawn(entry, current.patient_id), entry))
     fingerprint = sha256_json([entry.case_id, entry.patient_id, str(entry.problem)])
     sha256: str | None = None
     try:
-        if workspace.catalog.withdrawal_of(entry.patient_id):
-            raise _withdrawn(entry, entry.patient_id)
+        _require_consent(workspace, entry)
         if entry.problem:
             raise entry.problem
         parts = parts_of(entry, workspace.source)
-        fingerprint = _fingerprint(entry, parts)
+        fingerprint = _fingerprint(entry, parts, policy)
         if known := _known(current, fingerprint):
             return known
         _require_same_patient(entry, current)
@@ -77,9 +97,18 @@ def ingest_case(settings: Settings, run_id: int, entry: CaseEntry) -> CaseOutcom
             if current and current.source_sha256 == sha256 and not _wanted_again(current):
                 workspace.catalog.touch_fingerprint(current.scan_id, fingerprint)
                 return _known(current, current.source_fingerprint) or _skipped(current)
-            draft = _canonicalise(workspace, entry, parts, folder, fingerprint, sha256)
+            delivered = Delivered.open(entry, folder, parts["ct"], policy)
+            entry = replace(entry, patient_id=delivered.patient_id)
+            _require_consent(workspace, entry)
+            _require_same_patient(entry, current)
+            draft = _canonicalise(workspace, delivered, fingerprint, sha256)
     except InputError as error:
-        return _quarantine(workspace, entry, current, error, fingerprint, sha256, run_id)
+        held = _held(entry, current, policy.conceal(error, entry), fingerprint, sha256)
+        return _quarantine(workspace, current, replace(held, source_uri=policy.locations(entry)), run_id)
+    return _record(workspace, entry, draft, run_id)
+
+
+def _record(workspace: Workspace, entry: CaseEntry, draft: ScanDraft, run_id: int) -> CaseOutcome:
     try:
         workspace.catalog.add_scan(draft, run_id)
     except ConflictError:
@@ -96,6 +125,11 @@ def _take_back(workspace: Workspace, entry: CaseEntry) -> CaseOutcome:
 
     withdraw.finish(workspace.settings, entry.patient_id)
     return _refused(entry, _withdrawn(entry, entry.patient_id))
+
+
+def _require_consent(workspace: Workspace, entry: CaseEntry) -> None:
+    if entry.patient_id and workspace.catalog.withdrawal_of(entry.patient_id):
+        raise _withdrawn(entry, entry.patient_id)
 
 
 def _withdrawn(entry: CaseEntry, patient_id: str) -> InputError:
@@ -131,13 +165,20 @@ def _wanted_again(current: ScanRecord) -> bool:
     return current.ct_key is None and current.state is not ScanState.QUARANTINED
 
 
-def _fingerprint(entry: CaseEntry, parts: Parts) -> str:
-    objects = {name: [(info.key, info.fingerprint) for info in infos] for name, infos in parts.items()}
-    return sha256_json([entry.patient_id, entry.label_ids, objects])
+def _fingerprint(entry: CaseEntry, parts: Parts, policy: Policy) -> str:
+    objects = {
+        name: [(policy.key(info.key), info.fingerprint) for info in infos] for name, infos in parts.items()
+    }
+    return sha256_json([entry.patient_id, entry.label_ids, objects, *_asked_series(entry)])
+
+
+def _asked_series(entry: CaseEntry) -> list[str]:
+    """Part of what a case is, where a series is named; absent else, so that known cases stay known."""
+    return [entry.series] if entry.series else []
 
 
 def _require_same_patient(entry: CaseEntry, current: ScanRecord | None) -> None:
-    if current and current.ct_key and current.patient_id != entry.patient_id:
+    if entry.patient_id and current and current.ct_key and current.patient_id != entry.patient_id:
         raise InputError(
             f"case {entry.case_id} belonged to another patient before",
             reason="patient_changed",
@@ -153,46 +194,52 @@ def _fetch(workspace: Workspace, entry: CaseEntry, parts: Parts, folder: Path) -
     for name, infos in parts.items():
         target = folder / name
         target.mkdir()
-        hashes[name] = []
-        for info in infos:
+        digests: list[str | list[str]] = []
+        for number, info in enumerate(infos, start=1):
             file_name = info.key.rsplit("/", 1)[-1]
+            copy = file_name if name == "vertebrae" else neutral_name(number, info.key)
             try:
-                digest = workspace.source.get_file(info.key, target / file_name)
+                digest = workspace.source.get_file(info.key, target / copy)
             except NotFoundError as error:
                 raise InputError("vanished while reading", reason="missing_object", file=info.key) from error
             # in a folder of levels a file's name says which level it is
             in_folder = name == "vertebrae" and info.key != entry.vertebrae
-            hashes[name].append([file_name, digest] if in_folder else digest)
-    return sha256_json([entry.patient_id, entry.label_ids, hashes])
+            digests.append([file_name, digest] if in_folder else digest)
+        # slices may be renamed: their headers say where they belong
+        hashes[name] = digests if name == "vertebrae" else sorted(digests, key=str)
+    return sha256_json([entry.patient_id, entry.label_ids, hashes, *_asked_series(entry)])
 
 
-def _canonicalise(
-    workspace: Workspace, entry: CaseEntry, parts: Parts, folder: Path, fingerprint: str, sha256: str
-) -> ScanDraft:
-    ct = _read_ct(folder / "ct", entry)
+def _canonicalise(workspace: Workspace, delivered: Delivered, fingerprint: str, sha256: str) -> ScanDraft:
+    entry, folder, settings = delivered.entry, delivered.folder, workspace.settings
+    picked = delivered.choose_series(settings)
+    series = picked[0] if picked else None
+    ct = delivered.read_ct(series)
     base = f"scans/{entry.case_id}/{sha256[:16]}/"
     keys: dict[str, str] = {}
-    if "vertebrae" in parts:
-        spine = _read_vertebrae(folder / "vertebrae", entry, ct.grid)
+    if entry.vertebrae:
+        spine = delivered.read_vertebrae(ct.grid)
         labels = Volume(spine.to_label_map(), ct.grid, ct.grid)
         keys["vertebrae"] = _store(workspace, labels, folder, base + "vertebrae.nii.gz")
         workspace.store.put_bytes(_spine_facts(spine), facts_key(keys["vertebrae"]))
-    if "mask" in parts:
-        with naming(str(entry.mask), instead=True):
-            mask = nifti.read_labels(_only_file(folder / "mask"))
-        require_same_grid(ct.grid, mask.grid, what="node mask", file=entry.mask)
+    if entry.mask:
+        mask = delivered.read_mask(ct.grid, series, settings.mask_names)
         keys["mask"] = _store(workspace, mask, folder, base + "mask.nii.gz")
+    if picked:
+        keys["series"] = base + "series.json"
+        workspace.store.put_bytes(_as_json(delivered.series_record(*picked)), keys["series"])
     keys["ct"] = _store(workspace, ct, folder, base + "ct.nii.gz")
     return ScanDraft(
         case_id=entry.case_id,
-        patient_id=entry.patient_id,
+        patient_id=delivered.patient_id,
         state=ScanState.INGESTED,
-        source_uri=_locations(entry),
+        source_uri=delivered.policy.locations(entry),
         source_fingerprint=fingerprint,
         source_sha256=sha256,
         ct_key=keys["ct"],
         vertebrae_key=keys.get("vertebrae"),
         mask_key=keys.get("mask"),
+        series_key=keys.get("series"),
         label_ids=entry.label_ids,
         shape=ct.grid.shape,
         affine=ct.grid.affine.tolist(),
@@ -200,32 +247,6 @@ def _canonicalise(
         source_affine=ct.source.affine.tolist(),
         orientation=ct.source.orientation,
     )
-
-
-def _read_ct(folder: Path, entry: CaseEntry) -> Volume:
-    with naming(entry.ct, instead=True):
-        ct = nifti.read(_only_file(folder))
-        nifti.check_ct(ct, entry.ct)
-    return ct
-
-
-def _read_vertebrae(folder: Path, entry: CaseEntry, grid: Grid) -> Vertebrae:
-    single = entry.vertebrae and not entry.vertebrae.endswith("/") and (folder / Path(entry.vertebrae).name)
-    path = single if single and single.exists() else folder
-    try:
-        with naming(str(entry.vertebrae), instead=True):
-            vertebrae = Vertebrae.read(path, entry.label_ids)
-    except NotFoundError as error:
-        raise LandmarkError(
-            "no vertebra level in the folder",
-            reason="landmarks_missing",
-            file=entry.vertebrae,
-            expected="files named vertebrae_<LEVEL>.nii.gz",
-            got=", ".join(sorted(found.name for found in folder.iterdir()))[:200],
-            fix="deliver one file per level, or one label map",
-        ) from error
-    require_same_grid(grid, vertebrae.grid, what="vertebra label map", file=entry.vertebrae)
-    return vertebrae
 
 
 def facts_key(vertebrae_key: str) -> str:
@@ -238,8 +259,8 @@ def _spine_facts(spine: Vertebrae) -> bytes:
     return json.dumps(facts).encode()
 
 
-def _only_file(folder: Path) -> Path:
-    return next(iter(sorted(folder.iterdir())))
+def _as_json(record: dict[str, Any]) -> bytes:
+    return json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
 def _store(workspace: Workspace, volume: Volume, folder: Path, key: str) -> str:
@@ -249,33 +270,29 @@ def _store(workspace: Workspace, volume: Volume, folder: Path, key: str) -> str:
     return key
 
 
-def _locations(entry: CaseEntry) -> dict[str, str]:
-    named = {"ct": entry.ct, "vertebrae": entry.vertebrae, "mask": entry.mask}
-    return {name: key for name, key in named.items() if key}
-
-
-def _quarantine(
-    workspace: Workspace,
-    entry: CaseEntry,
-    current: ScanRecord | None,
-    error: InputError,
-    fingerprint: str,
-    sha256: str | None,
-    run_id: int,
-) -> CaseOutcome:
-    outcome = _refused(entry, error)
-    if known := _known(current, fingerprint):
-        return known if known.outcome is Outcome.QUARANTINED else outcome
-    draft = ScanDraft(
+def _held(
+    entry: CaseEntry, current: ScanRecord | None, error: InputError, fingerprint: str, sha256: str | None
+) -> ScanDraft:
+    """What the catalog notes of a case that cannot be used."""
+    known = current.patient_id if current and current.ct_key else None
+    return ScanDraft(
         case_id=entry.case_id,
-        patient_id=current.patient_id if current and current.ct_key else entry.patient_id,
+        patient_id=known or entry.patient_id or UNKNOWN,
         state=ScanState.QUARANTINED,
-        source_uri=_locations(entry),
+        source_uri=entry.keys,
         source_fingerprint=fingerprint,
         source_sha256=sha256,
         label_ids=entry.label_ids,
         reason=error.reason,
         detail=str(error),
     )
+
+
+def _quarantine(
+    workspace: Workspace, current: ScanRecord | None, draft: ScanDraft, run_id: int
+) -> CaseOutcome:
+    outcome = CaseOutcome(draft.case_id, Outcome.QUARANTINED, draft.reason, draft.detail)
+    if known := _known(current, draft.source_fingerprint):
+        return known if known.outcome is Outcome.QUARANTINED else outcome
     workspace.catalog.add_scan(draft, run_id)
     return outcome

@@ -123,6 +123,12 @@ def test_the_inference_worker_cannot_move_aliases(stack: Stack) -> None:
     assert "operator" not in (stack.home / "gpu.env").read_text()
 
 
+def test_who_ingests_has_the_key_of_the_pseudonyms_and_nobody_else(stack: Stack) -> None:
+    key = stack.secrets["pseudonym"]
+    holders = {path.name for path in stack.home.glob("*.env") if key in path.read_text()}
+    assert holders == {"retroln.env"}
+
+
 def test_secrets_lie_in_private_files_alone(stack: Stack, platform: Platform) -> None:
     secrets = _all_strings(json.loads((stack.home / "secrets.json").read_text()))
     assert len(secrets) >= 15

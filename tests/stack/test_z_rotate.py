@@ -20,7 +20,7 @@ def test_rotation_replaces_every_secret_and_the_stack_goes_on(
     command(stack, "rotate", "--shard-workers", "2", "--webhook")
     new = Stack(stack.home, stack.first_port).secrets
     changed = {name for name in old if old[name] != new[name]}
-    assert changed == {*old} - {"webhook_encryption"}
+    assert changed == {*old} - {"webhook_encryption", "pseudonym"}
     for kind in ("s3", "postgres", "mlflow"):
         assert not {str(v) for v in old[kind].values()} & {str(v) for v in new[kind].values()}
     flows = f"{stack.prefect_url}/api/flows/count"

@@ -41,7 +41,8 @@ SETTINGS = dict(_fields(Settings))
 def _rows(page: Path) -> dict[str, list[str]]:
     """Cells of the page's tables by what their first cell names."""
     lines = re.findall(r"^\| `([^`]+)` \| (.*) \|$", page.read_text(), re.MULTILINE)
-    return {name: [cell.strip() for cell in rest.split("|")] for name, rest in lines}
+    cells = {name: re.split(r"(?<!\\)\|", rest) for name, rest in lines}
+    return {name: [cell.strip().replace("\\|", "|") for cell in row] for name, row in cells.items()}
 
 
 def _example() -> dict[str, str]:

@@ -1,0 +1,138 @@
+"""Unpacking a zip from outside: its members under names of our own, within bounds, nothing else.
+
+The names in the archive are never used as paths, so none can lead out of the folder; one that tries is a sign
+of bad intent, and the archive is refused.
+"""
+
+from __future__ import annotations
+
+import lzma
+import stat
+import struct
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from retroln.errors import InputError
+
+_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")  # the second: an empty archive
+_CHUNK_BYTES = 1 << 20
+_BROKEN = (EOFError, NotImplementedError, ValueError)  # what zipfile lets through
+_ENCRYPTED = 0x1  # bit 0 of the general purpose flags (APPNOTE 4.4.4)
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What an archive may become.
+
+    Attributes:
+        files: members; a whole-body CT has about 2,000 slices per series.
+        size_bytes: of all members unpacked.
+        ratio: unpacked size by the archive's; CT slices pack 2 to 4 times, blank ones some 100 times.
+    """
+
+    files: int = 20_000
+    size_bytes: int = 16 << 30
+    ratio: int = 200
+
+
+def is_zip(path: Path) -> bool:
+    """Whether the file begins like a zip archive."""
+    with path.open("rb") as stream:
+        return stream.read(4) in _MAGIC
+
+
+def unpack(path: Path, folder: Path, bounds: Bounds | None = None) -> list[Path]:
+    """Write every member to `folder` as 000001, 000002, ... (.dcm is kept), and return the files.
+
+    Folders, hidden members and those of __MACOSX are left out.
+
+    Raises:
+        InputError: `bad_zip` (damaged, cut, unknown compression), `encrypted_zip`, `unsafe_zip` (a path that
+            leaves the archive, a link, more than `bounds`).
+    """
+    bounds = bounds or Bounds()
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = _members(archive, path, bounds)
+            return _write(archive, members, folder, path, _limit(path, bounds))
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, *_BROKEN) as error:
+        raise _refusal(
+            path,
+            "the archive is damaged, cut or packed in an unknown way",
+            "bad_zip",
+            "a zip by deflate or without compression",
+            type(error).__name__,
+            "make the archive again",
+        ) from None
+
+
+def _members(archive: zipfile.ZipFile, path: Path, bounds: Bounds) -> list[zipfile.ZipInfo]:
+    members = [member for member in archive.infolist() if not member.is_dir()]
+    if len(members) > bounds.files:
+        raise _unsafe(path, f"at most {bounds.files} files", f"{len(members)}")
+    announced, limit = sum(member.file_size for member in members), _limit(path, bounds)
+    if announced > limit:
+        raise _unsafe(path, f"at most {limit} bytes unpacked", f"{announced}")
+    for member in members:
+        _require_harmless(member, path)
+    return [member for member in members if not _is_hidden(member.filename)]
+
+
+def _require_harmless(member: zipfile.ZipInfo, path: Path) -> None:
+    name = member.filename.replace("\\", "/")
+    if name.startswith("/") or ".." in PurePosixPath(name).parts or name[1:2] == ":":
+        raise _unsafe(path, "names within the archive", "a path that leads out of it")
+    if stat.S_ISLNK(member.external_attr >> 16):
+        raise _unsafe(path, "files", "a symbolic link")
+    if member.flag_bits & _ENCRYPTED:
+        raise _refusal(
+            path,
+            "the archive is encrypted",
+            "encrypted_zip",
+            "an archive without a password",
+            "an encrypted member",
+            "deliver it unencrypted over an encrypted line",
+        )
+
+
+def _write(
+    archive: zipfile.ZipFile, members: list[zipfile.ZipInfo], folder: Path, path: Path, limit: int
+) -> list[Path]:
+    """Copy member by member; what is really read counts, whatever was announced."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written, left = [], limit
+    for number, member in enumerate(members, start=1):
+        target = folder / neutral_name(number, member.filename)
+        with archive.open(member) as packed, target.open("xb") as copy:
+            while chunk := packed.read(_CHUNK_BYTES):
+                left -= len(chunk)
+                if left < 0:
+                    raise _unsafe(path, f"at most {limit} bytes unpacked", "more")
+                copy.write(chunk)
+        written.append(target)
+    return written
+
+
+def neutral_name(number: int, name: str) -> str:
+    """A file name that says nothing but the number, and whether the old one ended in .dcm."""
+    return f"{number:06d}.dcm" if name.lower().endswith(".dcm") else f"{number:06d}"
+
+
+def _limit(path: Path, bounds: Bounds) -> int:
+    return min(bounds.size_bytes, bounds.ratio * path.stat().st_size)
+
+
+def _is_hidden(name: str) -> bool:
+    parts = PurePosixPath(name).parts
+    return "__MACOSX" in parts or any(part.startswith(".") for part in parts)
+
+
+def _unsafe(path: Path, expected: str, got: str) -> InputError:
+    fix = "pack the study's files and nothing else"
+    return _refusal(path, "the archive is not safe to unpack", "unsafe_zip", expected, got, fix)
+
+
+def _refusal(path: Path, what: str, reason: str, expected: str, got: str, fix: str) -> InputError:
+    return InputError(what, reason=reason, file=path, expected=expected, got=got, fix=fix)

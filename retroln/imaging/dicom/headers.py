@@ -1,0 +1,235 @@
+"""One DICOM file to one `Instance`: the attributes that are needed, read without the pixels.
+
+A file is told by its content (DICM at byte 128, PS3.10 7.1), not by its name.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, MutableSequence, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from retroln.errors import InputError, MissingExtraError, RetroLNError
+
+DIRECTORY = "1.2.840.10008.1.3.10"  # a DICOMDIR: it lists files and is no object
+ENHANCED = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")  # second: legacy converted
+CT = ("1.2.840.10008.5.1.4.1.1.2", *ENHANCED)
+SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # and its multi-frame kinds, .1 to .4
+
+_MAGIC = b"DICM"
+_MAGIC_AT = 128
+_NEEDED = """
+    SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID FrameOfReferenceUID PatientID
+    Modality ImageType SeriesNumber InstanceNumber StudyDate SeriesDate AcquisitionDate ContentDate
+    AcquisitionTime ContrastBolusStartTime ContrastBolusAgent SeriesDescription ProtocolName BodyPartExamined
+    ConvolutionKernel KVP PatientPosition SliceThickness
+    ImagePositionPatient ImageOrientationPatient PixelSpacing Rows Columns NumberOfFrames
+    SamplesPerPixel PhotometricInterpretation BitsAllocated BitsStored HighBit PixelRepresentation
+    PixelPaddingValue PixelPaddingRangeLimit RescaleSlope RescaleIntercept RescaleType
+    SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence
+""".split()  # noqa: SIM905 - forty quoted words are no easier to read
+
+
+@dataclass(frozen=True, eq=False)
+class Instance:
+    """One DICOM object as far as RetroLN looks at it.
+
+    Attributes:
+        path: the file.
+        header: the attributes of `_NEEDED` that it has; holds what identifies the patient.
+        sop_class, uid: the data set's, else the file meta information's.
+        transfer_syntax: UID of the pixels' encoding.
+    """
+
+    path: Path
+    header: Any = field(repr=False)
+    sop_class: str
+    uid: str = field(repr=False)
+    transfer_syntax: str
+
+    @property
+    def patient_id(self) -> str:
+        """PatientID, "" for none. Never stored."""
+        return self.text("PatientID")
+
+    @property
+    def series_uid(self) -> str:
+        """SeriesInstanceUID, "" for none."""
+        return self.text("SeriesInstanceUID")
+
+    @property
+    def frame_of_reference(self) -> str:
+        """FrameOfReferenceUID, "" for none."""
+        return self.text("FrameOfReferenceUID")
+
+    @cached_property
+    def image_type(self) -> tuple[str, ...]:
+        """Values of ImageType; an enhanced object's own stand at its top, too."""
+        return tuple(value.upper() for value in self.texts("ImageType"))
+
+    def text(self, keyword: str) -> str:
+        """The value as text without surrounding blanks; the first of several, "" for none."""
+        return next(iter(self.texts(keyword)), "")
+
+    def texts(self, keyword: str) -> tuple[str, ...]:
+        """Every value as text."""
+        return texts(self.header, keyword)
+
+    def number(self, keyword: str) -> float | None:
+        """The value as a number, None if it is missing or none."""
+        found = self.numbers(keyword)
+        return found[0] if found else None
+
+    def numbers(self, keyword: str) -> tuple[float, ...]:
+        """Every value as a number; empty if one of them is none."""
+        return numbers(self.header, keyword)
+
+    def whole(self, keyword: str) -> int | None:
+        """The value as a whole number, None if it is missing or none."""
+        found = self.number(keyword)
+        return int(found) if found is not None and found == int(found) else None
+
+
+def texts(header: Any, keyword: str) -> tuple[str, ...]:
+    """Every value of an attribute as text without surrounding blanks; empty where it cannot be read."""
+    try:
+        value = header.get(keyword)
+    except Exception:  # a value that breaks its own type is as good as none
+        return ()
+    if value is None or value == "":
+        return ()
+    several = value if isinstance(value, MutableSequence) else [value]
+    return tuple(str(one).strip() for one in several)
+
+
+def numbers(header: Any, keyword: str) -> tuple[float, ...]:
+    """Every value of an attribute as a finite number; empty if one of them is none."""
+    try:
+        found = tuple(float(one) for one in texts(header, keyword))
+    except ValueError:
+        return ()
+    return found if all(abs(one) < float("inf") for one in found) else ()
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether the file begins like one of DICOM's."""
+    with path.open("rb") as stream:
+        return stream.read(_MAGIC_AT + len(_MAGIC))[_MAGIC_AT:] == _MAGIC
+
+
+def read_instance(path: Path) -> Instance:
+    """The header of a DICOM file.
+
+    Raises:
+        InputError: `not_dicom`, or `truncated` when it ends before what every object must have.
+        MissingExtraError: pydicom is not installed.
+    """
+    if not is_dicom(path):
+        raise _not_dicom(path)
+    found = read_dataset(path, _NEEDED, pixels=False)
+    meta = found.file_meta
+    instance = Instance(
+        path=path,
+        header=found,
+        sop_class=(texts(found, "SOPClassUID") or texts(meta, "MediaStorageSOPClassUID") or ("",))[0],
+        uid=(texts(found, "SOPInstanceUID") or texts(meta, "MediaStorageSOPInstanceUID") or ("",))[0],
+        transfer_syntax=(texts(meta, "TransferSyntaxUID") or ("",))[0],
+    )
+    whole = instance.text("Modality") and (instance.sop_class not in CT or instance.whole("Rows"))
+    if not whole and instance.sop_class != DIRECTORY:
+        raise truncated(path, "nothing more before the image pixel module")
+    if not instance.uid:
+        raise _not_dicom(path, "an object without SOPInstanceUID")
+    return instance
+
+
+def read_dataset(path: Path, keywords: Sequence[str], *, pixels: bool = True) -> Any:
+    """The named attributes of a file, with its pixel data or without.
+
+    Raises:
+        InputError: `truncated`, or `not_dicom` for what pydicom cannot take apart.
+    """
+    pydicom = load_pydicom()
+    tags: list[Any] = [*keywords, *(["PixelData"] if pixels else [])]
+    with quietly() as said:
+        try:
+            found = pydicom.dcmread(path, stop_before_pixels=not pixels, specific_tags=tags)
+        except EOFError:
+            raise truncated(path, "the end of the file within an element") from None
+        except Exception as error:  # pydicom's words may quote values
+            raise _not_dicom(path, type(error).__name__) from None
+    if any("End of file" in str(warning.message) for warning in said):
+        raise truncated(path, "the end of the file within the pixel data")
+    return found
+
+
+def load_pydicom() -> Any:
+    """pydicom, imported when first needed.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    try:
+        import pydicom
+        import pydicom.pixels
+    except ImportError as error:
+        raise MissingExtraError("DICOM needs pydicom", fix="pip install 'retroln[dicom]'") from error
+    return pydicom
+
+
+@contextmanager
+def quietly() -> Iterator[list[warnings.WarningMessage]]:
+    """Collect pydicom's warnings instead of showing them: they quote attribute values."""
+    logger = logging.getLogger("pydicom")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            yield said
+    finally:
+        logger.setLevel(level)
+
+
+def truncated(path: Path, got: str) -> InputError:
+    """The error for a file that ends too early."""
+    return InputError(
+        "the file ends too early",
+        reason="truncated",
+        file=path,
+        expected="a whole DICOM object",
+        got=got,
+        fix="copy or export the study again",
+    )
+
+
+def _not_dicom(path: Path, detail: str = "") -> InputError:
+    return InputError(
+        "not a DICOM file",
+        reason="not_dicom",
+        file=path,
+        expected="DICOM Part 10, with DICM at byte 128",
+        got=detail or f"{path.stat().st_size} bytes of something else",
+        fix="export the study again as DICOM files",
+    )
+
+
+@contextmanager
+def own_words(path: Path) -> Iterator[None]:
+    """Turn whatever pydicom or a codec raises in the block into an `InputError` without their words.
+
+    Raises:
+        InputError: `not_dicom`, naming the kind of error. Want of disk or memory is passed on.
+    """
+    try:
+        with quietly():
+            yield
+    except (RetroLNError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        raise _not_dicom(path, f"a header that breaks the standard ({type(error).__name__})") from None

@@ -1,0 +1,79 @@
+"""Stored pixels to a volume in Hounsfield units, slice by slice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retroln.errors import InputError
+from retroln.imaging.dicom.apart import decoded
+from retroln.imaging.dicom.planes import Plane
+from retroln.imaging.dicom.stack import Stack
+from retroln.imaging.volume import Volume
+
+AIR_HU = -1024
+"""What padding becomes: the lowest value of most scanners, below any tissue."""
+_LARGEST_BYTES = 8 << 30
+
+
+def read_volume(made: Stack) -> Volume:
+    """The stack in HU on its grid: int16 if every value is whole and fits, else float32.
+
+    Stored values in the padding range become -1024 HU.
+
+    Raises:
+        InputError: `too_large`, `no_pixel_data`, `truncated`, `undecodable`.
+    """
+    whole = all(plane.slope.is_integer() and plane.intercept.is_integer() for plane in made.planes)
+    _require_possible_size(made)
+    array: NDArray[Any] = np.empty(made.grid.shape, np.int16 if whole else np.float32, order="F")
+    for k, stored in _stored(made.planes):
+        values = _hounsfield(stored, made.planes[k], whole)
+        if array.dtype == np.int16 and not _fits_int16(values):
+            array = array.astype(np.float32)
+        array[:, :, k] = values.T
+    return Volume.from_source(array, made.grid)
+
+
+def _stored(planes: Sequence[Plane]) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Each slice's place in the stack and its stored values; each file is opened once."""
+    in_files = sorted(
+        range(len(planes)), key=lambda k: (planes[k].transfer_syntax, planes[k].path, planes[k].frame)
+    )
+    for syntax, group in groupby(in_files, key=lambda k: planes[k].transfer_syntax):
+        places = list(group)
+        files = groupby(places, key=lambda k: planes[k].path)
+        wanted = [(path, [planes[k].frame for k in inside]) for path, inside in files]
+        yield from zip(places, decoded(wanted, syntax), strict=True)
+
+
+def _hounsfield(stored: NDArray[Any], plane: Plane, whole: bool) -> NDArray[Any]:
+    if whole:
+        values: NDArray[Any] = stored.astype(np.int64) * int(plane.slope) + int(plane.intercept)
+    else:
+        values = stored.astype(np.float32) * np.float32(plane.slope) + np.float32(plane.intercept)
+    if plane.padding:
+        low, high = plane.padding
+        values[(stored >= low) & (stored <= high)] = AIR_HU
+    return values
+
+
+def _fits_int16(values: NDArray[Any]) -> bool:
+    limits = np.iinfo(np.int16)
+    return bool(values.min() >= limits.min and values.max() <= limits.max)
+
+
+def _require_possible_size(made: Stack) -> None:
+    wanted = int(np.prod(made.grid.shape, dtype=np.int64)) * 4
+    if wanted > _LARGEST_BYTES:
+        raise InputError(
+            "announces more voxels than any CT has",
+            reason="too_large",
+            expected=f"at most {_LARGEST_BYTES >> 30} GiB",
+            got=f"shape {made.grid.shape}",
+            fix="check the study's origin",
+        )

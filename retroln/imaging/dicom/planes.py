@@ -1,0 +1,178 @@
+"""The slices of an object: where each lies in the patient and how its stored values become HU.
+
+An enhanced (multi-frame) object says in functional groups what others say at their top (PS3.3 C.7.6.16).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from retroln.errors import GeometryError, InputError
+from retroln.imaging.dicom.headers import ENHANCED, Instance, numbers, texts
+
+_HU = ("", "HU", "US")  # US: unspecified; that it is HU is checked on the values
+
+
+@dataclass(frozen=True, eq=False)
+class Plane:
+    """One slice.
+
+    Attributes:
+        transfer_syntax: UID of the encoding of the file's pixels.
+        frame: its place in the file, from 0.
+        position_mm: centre of the first pixel, LPS (DICOM's frame).
+        directions: unit vectors along a row (to the next column) and along a column, LPS.
+        spacing_mm: distance of neighbouring rows, of neighbouring columns.
+        shape: rows, columns.
+        slope, intercept: stored value x slope + intercept is HU.
+        padding: lowest and highest stored value that marks "no image", None without padding.
+    """
+
+    path: Path
+    transfer_syntax: str
+    frame: int
+    position_mm: tuple[float, float, float]
+    directions: tuple[float, float, float, float, float, float]
+    spacing_mm: tuple[float, float]
+    shape: tuple[int, int]
+    slope: float
+    intercept: float
+    padding: tuple[int, int] | None
+
+
+def planes_of(instance: Instance) -> list[Plane]:
+    """Every slice of an object, in the order of its frames.
+
+    Raises:
+        GeometryError: `no_geometry`.
+        InputError: `no_rescale`, `not_hu`, `not_ct`.
+    """
+    _require_one_grey_channel(instance)
+    frames = instance.whole("NumberOfFrames") or 1
+    return [_plane(instance, frame, groups_of(instance, frame)) for frame in range(frames)]
+
+
+def groups_of(instance: Instance, frame: int = 0) -> tuple[Any, ...]:
+    """Data sets that describe a frame, the more special first; of a plain object its header.
+
+    Raises:
+        GeometryError: `no_geometry`, when a multi-frame object does not describe each of its frames.
+    """
+    if instance.sop_class not in ENHANCED:
+        return (instance.header,)
+    each = list(instance.header.get("PerFrameFunctionalGroupsSequence") or [])
+    if frame >= len(each):
+        raise _no_geometry(instance, "a functional group per frame", f"{len(each)} of them")
+    shared = list(instance.header.get("SharedFunctionalGroupsSequence") or [])
+    return tuple(
+        item for holder in (each[frame], *shared) for part in holder if part.VR == "SQ" for item in part.value
+    )
+
+
+def thickness_mm(instance: Instance) -> float | None:
+    """SliceThickness, mm; None if it is not said."""
+    return next(
+        (found[0] for group in groups_of(instance) if (found := numbers(group, "SliceThickness"))), None
+    )
+
+
+def kernel(instance: Instance) -> str:
+    """ConvolutionKernel, its first value, "" for none."""
+    return next(
+        (found[0] for group in groups_of(instance) if (found := texts(group, "ConvolutionKernel"))), ""
+    )
+
+
+def _plane(instance: Instance, frame: int, groups: tuple[Any, ...]) -> Plane:
+    position = _required(instance, groups, "ImagePositionPatient", 3)
+    directions = _required(instance, groups, "ImageOrientationPatient", 6)
+    spacing = _required(instance, groups, "PixelSpacing", 2)
+    slope, intercept = _rescale(instance, groups)
+    return Plane(
+        path=instance.path,
+        transfer_syntax=instance.transfer_syntax,
+        frame=frame,
+        position_mm=position,  # type: ignore[arg-type]
+        directions=directions,  # type: ignore[arg-type]
+        spacing_mm=spacing,  # type: ignore[arg-type]
+        shape=(instance.whole("Rows") or 0, instance.whole("Columns") or 0),
+        slope=slope,
+        intercept=intercept,
+        padding=_padding(instance),
+    )
+
+
+def _required(instance: Instance, groups: tuple[Any, ...], keyword: str, count: int) -> tuple[float, ...]:
+    found = next((value for group in groups if (value := numbers(group, keyword))), ())
+    if len(found) != count:
+        raise _no_geometry(instance, f"{keyword} with {count} numbers", f"{len(found)} of them")
+    return found
+
+
+def _no_geometry(instance: Instance, expected: str, got: str) -> GeometryError:
+    return GeometryError(
+        "the object does not say where its pixels lie in the patient",
+        reason="no_geometry",
+        file=instance.path,
+        expected=expected,
+        got=got,
+        fix="export the original axial series, not pictures of it",
+    )
+
+
+def _rescale(instance: Instance, groups: tuple[Any, ...]) -> tuple[float, float]:
+    slope, intercept = (
+        next((value[0] for group in groups if (value := numbers(group, keyword))), None)
+        for keyword in ("RescaleSlope", "RescaleIntercept")
+    )
+    kind = next((value[0] for group in groups if (value := texts(group, "RescaleType"))), "")
+    if not slope or intercept is None:
+        raise InputError(
+            "nothing says how stored values become HU",
+            reason="no_rescale",
+            file=instance.path,
+            expected="RescaleSlope above or below 0 and RescaleIntercept",
+            got=f"slope {slope}, intercept {intercept}",
+            fix="export the original series",
+        )
+    if kind.upper() not in _HU:
+        raise InputError(
+            "the values are no Hounsfield units",
+            reason="not_hu",
+            file=instance.path,
+            expected="RescaleType HU",
+            got="another unit (effective Z, electron density, ...)",
+            fix="deliver the series in HU; of a dual-energy scan the mixed or 70 keV images",
+        )
+    return slope, intercept
+
+
+def _padding(instance: Instance) -> tuple[int, int] | None:
+    """The range of PixelPaddingValue and PixelPaddingRangeLimit (PS3.3 C.7.5.1.1.2) as stored values."""
+    ends = [instance.whole(name) for name in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
+    if ends[0] is None:
+        return None
+    values = sorted(_as_stored(instance, end) for end in ends if end is not None)
+    return values[0], values[-1]
+
+
+def _as_stored(instance: Instance, value: int) -> int:
+    """Some writers give -2000 as the unsigned 63536 beside signed pixels, or the other way about."""
+    bits, signed = instance.whole("BitsAllocated") or 16, instance.whole("PixelRepresentation") == 1
+    value %= 1 << bits
+    return value - (1 << bits) if signed and value >= 1 << (bits - 1) else value
+
+
+def _require_one_grey_channel(instance: Instance) -> None:
+    channels, kind = instance.whole("SamplesPerPixel"), instance.text("PhotometricInterpretation")
+    if channels != 1 or kind != "MONOCHROME2":
+        raise InputError(
+            "the pixels are a picture and no CT values",
+            reason="not_ct",
+            file=instance.path,
+            expected="one channel, MONOCHROME2",
+            got=f"{channels} channels" if channels != 1 else "another interpretation",
+            fix="export the original series, not pictures of it",
+        )

@@ -1,0 +1,46 @@
+"""One case of the source as it was listed, before anything of it is read."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from retroln.errors import InputError
+from retroln.settings import LabelScheme
+
+UNNAMED = "unnamed:"
+"""Begins the id of a DICOM case that was listed without one; a keyed pseudonym takes its place."""
+UNKNOWN = "unknown"
+"""Patient of what is held before anybody knows whose it is."""
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+@dataclass(frozen=True)
+class CaseEntry:
+    """One case of the source as listed; `problem` says why it cannot even be fetched.
+
+    Attributes:
+        patient_id: "" when the DICOM headers are to say it.
+        ct: key of an object, or of a folder (it ends in "/").
+        series: SeriesInstanceUID or series number to use of a DICOM study, None to go by the rule.
+    """
+
+    case_id: str
+    patient_id: str
+    ct: str
+    vertebrae: str | None = None
+    label_ids: LabelScheme = "totalseg-v2"
+    mask: str | None = None
+    problem: InputError | None = None
+    series: str | None = None
+
+    @property
+    def keys(self) -> dict[str, str]:
+        """Key of each part, by part name."""
+        named = {"ct": self.ct, "vertebrae": self.vertebrae, "mask": self.mask}
+        return {name: key for name, key in named.items() if key}
+
+
+def is_id(text: str, any_id: bool = False) -> bool:
+    """Whether a text can be an id as it stands; with `any_id`, whether there is one at all."""
+    return bool(text) if any_id else bool(_ID.fullmatch(text))
