@@ -26,6 +26,7 @@ _COMMANDS = {
     "status": "state",
     "requeue": "state",
     "withdraw": "withdraw",
+    "weights": "weights",
     "doctor": "doctor",
 }
 

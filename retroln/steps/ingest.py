@@ -176,7 +176,7 @@ def _canonicalise(
         spine = _read_vertebrae(folder / "vertebrae", entry, ct.grid)
         labels = Volume(spine.to_label_map(), ct.grid, ct.grid)
         keys["vertebrae"] = _store(workspace, labels, folder, base + "vertebrae.nii.gz")
-        workspace.store.put_bytes(_spine_facts(spine), facts_key(keys["vertebrae"]))
+        workspace.store.put_bytes(spine_facts(spine), facts_key(keys["vertebrae"]))
     if "mask" in parts:
         with naming(str(entry.mask), instead=True):
             mask = nifti.read_labels(_only_file(folder / "mask"))
@@ -233,8 +233,9 @@ def facts_key(vertebrae_key: str) -> str:
     return vertebrae_key.removesuffix(".nii.gz") + ".json"
 
 
-def _spine_facts(spine: Vertebrae) -> bytes:
-    facts = {"overlap_voxels": spine.overlap_voxels, "ribs_at_t12": spine.ribs_at_t12}
+def spine_facts(spine: Vertebrae, **more: object) -> bytes:
+    """The content of the object that `facts_key` names."""
+    facts = {"overlap_voxels": spine.overlap_voxels, "ribs_at_t12": spine.ribs_at_t12, **more}
     return json.dumps(facts).encode()
 
 
