@@ -132,7 +132,7 @@ def resampling() -> dict[str, Any]:
 
 
 def architecture(features: Any, strides: Any, kernels: Any, convs: Any) -> dict[str, Any]:
-    """A plan's PlainConvUNet, `convs` per stage, finest first; the decoder has as many as its encoder's stage."""
+    """A plan's PlainConvUNet. `convs` per stage, finest first; the decoder has as many as the encoder."""
     stages = len(features)
     return {
         "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
