@@ -2,10 +2,10 @@
 
     python -m benchmarks.landmarks [--cases 3] [--output results.json]
 
-Both use the same STAND-IN weights (`python -m infra.stand_in_weights` makes them) and the CPU, and give the same
-label maps, which is checked. The plain side is what a script does that calls TotalSegmentator once per case: it
-starts, imports, loads weights and ends each time. Ours does that once; its first case is shown by itself. With
-TotalSegmentator's own weights, which are larger, loading and predicting both take longer.
+Both use the same STAND-IN weights (`python -m infra.stand_in_weights` makes them) and the CPU, and give the
+same label maps, which is checked. The plain side is what a script does that calls TotalSegmentator once per
+case: it starts, imports, loads weights and ends each time. Ours does that once; its first case is shown by
+itself. With TotalSegmentator's own weights, which are larger, loading and predicting both take longer.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ import nibabel as nib
 from totalsegmentator.python_api import totalsegmentator
 if __name__ == "__main__":
     options = {"fast": True} if sys.argv[1] == "fast" else {"roi_subset": sys.argv[4:]}
-    nib.save(totalsegmentator(Path(sys.argv[2]), None, ml=True, device="cpu", quiet=True, **options), sys.argv[3])
+    made = totalsegmentator(Path(sys.argv[2]), None, ml=True, device="cpu", quiet=True, **options)
+    nib.save(made, sys.argv[3])
 """
 
 

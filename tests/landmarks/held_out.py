@@ -1,4 +1,4 @@
-"""What the stand-in networks are tried on: a platform that has them pinned, and phantoms held out from them."""
+"""What the stand-in networks are tried on: a platform that has them pinned, phantoms held out from them."""
 
 from __future__ import annotations
 
