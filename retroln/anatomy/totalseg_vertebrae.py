@@ -51,12 +51,13 @@ def segment(ct: Volume, weights: Weights, spec: TotalSegSpec) -> Segmented:
         MissingExtraError: TotalSegmentator is not there in the right version.
         UserError: `spec.device` is "gpu" and there is none.
         NotFoundError, IntegrityError: a network's file is missing or has other bytes than recorded.
-        LandmarkError: `landmarks_cut`, a level of the region ends at the border of the part looked at.
+        LandmarkError: `landmarks_cut`, a level of the region ends at the border of the part looked at;
+            `landmarks_implausible`, vertebrae_pp saw all vertebrae as one.
     """
     scan = Scan(ct, weights, device_of(spec.device))
     labels, findings = _fast(scan) if spec.quality == "fast" else _full(scan, spec)
     if spec.refine:
-        labels, renumbered = renumber(labels, scan.call(task="vertebrae_pp").labels)
+        labels, renumbered = renumber(labels, _bodies(scan))
         findings += renumbered
     if weights.manifest.stand_in:
         findings = (f"stand_in: {weights.manifest.stand_in}", *findings)
@@ -117,6 +118,19 @@ def doubt(found: Labelled) -> str:
     if cut := cut_levels(found):
         return f"{', '.join(cut)} touched its border"
     return "a level was missing between two others" if present[-1] - present[0] >= len(present) else ""
+
+
+def _bodies(scan: Scan) -> Labels:
+    try:
+        return scan.call(task="vertebrae_pp").labels
+    except IndexError as error:  # its postprocessing breaks where touching labels make up one body
+        raise LandmarkError(
+            "TotalSegmentator's vertebrae_pp saw all vertebrae as one",
+            reason="landmarks_implausible",
+            expected="one body for each level",
+            got=f"IndexError: {error}",
+            fix="look at the CT, or set RETROLN_TOTALSEG__REFINE=0 and requeue",
+        ) from error
 
 
 def _fast(scan: Scan) -> tuple[Labels, tuple[str, ...]]:

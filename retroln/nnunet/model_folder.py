@@ -21,6 +21,7 @@ from retroln.nnunet.environment import quiet
 PLANS_FILE, DATASET_FILE = "plans.json", "dataset.json"
 STAND_IN = "stand_in"
 """Key of `dataset.json` under which a network says that it stands in for another one; nnU-Net ignores it."""
+_IMAGE_END = "_0000.nii.gz"
 _KEPT = 8  # TotalSegmentator's full quality, with robust cropping, ribs and refinement, takes five
 
 
@@ -76,8 +77,12 @@ def predict_folder(
 
     predictor = _opened(model, device, tile_step, mirroring)
     torch.backends.cudnn.benchmark = device != "cpu"  # callers put it back, opening a predictor sets it
+    images = sorted(source.glob(f"*{_IMAGE_END}"))
+    # given a folder, nnU-Net starts a pool of processes to list it
+    inputs = [[str(image)] for image in images]
+    outputs = [str(target / image.name.removesuffix(_IMAGE_END)) for image in images]
     with quiet():
-        predictor.predict_from_files_sequential(str(source), str(target))
+        predictor.predict_from_files_sequential(inputs, outputs)
 
 
 @lru_cache(maxsize=_KEPT)

@@ -20,12 +20,13 @@ import pytest
 pytest.importorskip("totalsegmentator")
 import torch
 
+from infra.stand_in_weights.recipe import SAID
 from retroln.anatomy import landmarks, totalseg
 from retroln.anatomy.totalseg_vertebrae import segment
 from retroln.anatomy.totalseg_weights import FAST, NETWORKS, NUMBERING, RIBS, ROUGH, VERTEBRAE, Weights
 from retroln.errors import IntegrityError, LandmarkError, MissingExtraError, NotFoundError, UserError
 from retroln.imaging import nifti
-from retroln.imaging.geometry import Grid
+from retroln.imaging.geometry import Grid, upright
 from retroln.imaging.phantom import PhantomSpec, make_phantom
 from retroln.imaging.volume import Volume
 from retroln.nnunet.environment import quiet
@@ -34,6 +35,7 @@ from tests.tiny_networks import pinned, write_untrained
 
 pytestmark = pytest.mark.timeout(900)
 SMALL = PhantomSpec(3, (3.0, 2.5, 4.0), orientation="LPS", extent_mm=(150, 140, 160))
+TINY = PhantomSpec(3, (3.0, 3.0, 3.0), extent_mm=(75, 75, 75))
 FULL = TotalSegSpec(quality="full", device="cpu")
 QUICK = TotalSegSpec(quality="fast", device="cpu")
 # What a person would write, in a process of its own; TotalSegmentator asks for folders of parts that a
@@ -53,8 +55,8 @@ if __name__ == "__main__":
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Weights:
     folder = tmp_path_factory.mktemp("tiny")
-    networks = write_untrained(folder / "networks", FAST, ROUGH, VERTEBRAE, RIBS, NUMBERING)
-    return pinned(folder, networks, quality="full", ribs=True, refine=True)[1]
+    networks = write_untrained(folder / "networks", FAST, ROUGH, VERTEBRAE)
+    return pinned(folder, networks, quality="full")[1]
 
 
 @pytest.fixture(scope="module")
@@ -197,11 +199,21 @@ def test_the_table_of_networks_is_theirs() -> None:
     assert not requires_license("total") and not requires_license("vertebrae_pp")
 
 
-def test_ribs_and_numbering_run_through_their_networks(tiny: Weights, ct: Volume) -> None:
-    spec = TotalSegSpec(quality="full", device="cpu", ribs=True, refine=True)
-    found = segment(ct, tiny, spec)
-    assert found.findings[0].startswith("stand_in: ")
+def test_ribs_and_numbering_run_through_their_networks(tmp_path: Path) -> None:
+    networks = write_untrained(tmp_path / "networks", FAST, ROUGH, VERTEBRAE, RIBS)
+    write_untrained(networks, NUMBERING, blank=True)
+    spec = {"quality": "full", "ribs": True, "refine": True}
+    found = segment(make_phantom(TINY).ct, pinned(tmp_path, networks, **spec)[1], TotalSegSpec(**spec))  # type: ignore[arg-type]
+    assert found.findings[0] == f"stand_in: {SAID}"
+    assert not any(finding.startswith("renumbered") for finding in found.findings)
     assert set(np.unique(found.labels.array)) & {103, 115}
+
+
+def test_a_numbering_that_sees_one_body_is_for_a_person(tmp_path: Path) -> None:
+    networks = write_untrained(tmp_path / "networks", FAST, NUMBERING)
+    spec = TotalSegSpec(quality="fast", refine=True)
+    with pytest.raises(LandmarkError, match="saw all vertebrae as one"):
+        segment(make_phantom(TINY).ct, pinned(tmp_path, networks)[1], spec)
 
 
 def test_a_sheared_scan_is_labelled_on_its_own_grid(tiny: Weights, ct: Volume) -> None:
@@ -210,7 +222,10 @@ def test_a_sheared_scan_is_labelled_on_its_own_grid(tiny: Weights, ct: Volume) -
     sheared = Volume.from_source(ct.to_source(), Grid(ct.source.shape, shear @ ct.source.affine))
     found = segment(sheared, tiny, QUICK)
     assert found.labels.grid is sheared.grid
-    np.testing.assert_array_equal(found.labels.array, segment(ct, tiny, QUICK).labels.array)
+    straight = upright(sheared.grid)
+    assert straight is not sheared.grid
+    expected = segment(Volume(sheared.array, straight, straight), tiny, QUICK)
+    np.testing.assert_array_equal(found.labels.array, expected.labels.array)
 
 
 def test_where_the_rough_network_sees_nothing_the_case_is_refused(ct: Volume, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def bodies() -> np.ndarray:
         (VoxelBox((0, 0, 1), SHAPE), [Level.S1]),
         (VoxelBox((0, 0, 0), (60, 60, 86)), [Level.T11]),
         (
-            VoxelBox((0, 0, 0), (60, 14, 90)),
+            VoxelBox((0, 0, 0), (60, 16, 90)),
             [Level.L5, Level.L4, Level.L3, Level.L2, Level.L1, Level.T12, Level.T11],
         ),
     ],
