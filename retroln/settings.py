@@ -59,6 +59,26 @@ class SeriesRule(BaseModel):
     thickest_mm: float = Field(3.0, gt=0, description="up to this one; outside, the nearest is taken")
 
 
+class TotalSegSpec(BaseModel):
+    """How TotalSegmentator finds the vertebrae of a CT that came without them."""
+
+    model_config = ConfigDict(frozen=True)
+
+    weights: str | None = Field(
+        None,
+        pattern=r"^[0-9a-f]{64}$",
+        description="sha256 of the weights bundle in the store, as `retroln weights import` prints it",
+    )
+    quality: Literal["full", "fast"] = Field(
+        "full", description="full: 1.5 mm, cropped to the spine first; fast: 3 mm over the whole scan"
+    )
+    device: Literal["auto", "cpu", "gpu"] = Field("auto", description="auto takes a GPU if there is one")
+    ribs: bool = Field(
+        False, description="with full: also the ribs, one network more (fast finds them anyway)"
+    )
+    refine: bool = Field(False, description="number the levels by task vertebrae_pp, one network more")
+
+
 class GateSpec(BaseModel):
     """What a candidate must reach on the locked test set before a person may approve it."""
 
@@ -148,6 +168,11 @@ class Settings(BaseSettings):
     pseudonym_key: SecretStr | None = Field(
         None, description="secret under which pseudonyms, UIDs and dates are made; kept beside no data"
     )
+    landmarks: Literal["delivered", "totalseg"] = Field(
+        "delivered",
+        description="a CT that came without vertebra labels is held back, or TotalSegmentator makes them",
+    )
+    totalseg: TotalSegSpec = TotalSegSpec()
     roi: RoiSpec = RoiSpec()
     hu: Hu = Hu()
     gates: GateSpec = GateSpec()

@@ -31,11 +31,21 @@ class PreparationQueries:
     _database: Database
 
     def record_prepared(
-        self, scan_id: int, landmarks: LandmarksDraft, roi: RoiDraft, crop: CropDraft, run_id: int | None
+        self,
+        scan_id: int,
+        landmarks: LandmarksDraft,
+        roi: RoiDraft,
+        crop: CropDraft,
+        run_id: int | None,
+        *,
+        vertebrae_key: str | None = None,
     ) -> None:
         """Record what prepare found and stored; the scan becomes `prepared`, all or nothing.
 
         Saying the same again is no error, so a step whose answer got lost may be repeated.
+
+        Args:
+            vertebrae_key: of the label map that was made for the scan; None leaves the delivered one.
 
         Raises:
             ConflictError: the scan was superseded or quarantined meanwhile.
@@ -46,6 +56,7 @@ class PreparationQueries:
             if scan.state == ScanState.PREPARED and stored and stored.ct_sha256 == crop.ct_sha256:
                 return
             move(session, scan, ScanState.PREPARED, run_id)
+            scan.vertebrae_key = vertebrae_key or scan.vertebrae_key
             for table in (Landmarks, Roi, Crop):
                 session.execute(delete(table).where(table.scan_id == scan_id))
             found = {

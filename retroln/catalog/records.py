@@ -53,6 +53,7 @@ class ScanRecord:
     """One revision of a case; fields as in `ScanDraft`.
 
     Attributes:
+        vertebrae_key: of the delivered labels if "vertebrae" is in `source_uri`, else of those made here.
         predicted_model, predicted_version: whose results are current, "" and 0 for none.
     """
 
@@ -87,7 +88,7 @@ class LandmarksDraft:
     """The vertebrae of a scan.
 
     Attributes:
-        source: where the labels came from ("provided", "totalsegmentator ...").
+        source: where the labels came from: "provided", or "totalseg" when they were made here.
         rung: step of the L2 ladder that gave the reference.
         levels: facts of each level (volume, centroid, ...) by level name.
     """

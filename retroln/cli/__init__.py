@@ -27,6 +27,7 @@ _COMMANDS = {
     "requeue": "state",
     "withdraw": "withdraw",
     "source": "source",
+    "weights": "weights",
     "doctor": "doctor",
 }
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from pathlib import Path
 
 import click
 
@@ -35,7 +34,7 @@ _SHADOWS = ("argparse", "unittest2", "traceback2", "linecache2")
 @click.option("--servers", is_flag=True, help="Use every server as the platform does: write, read, log in.")
 def doctor(servers: bool) -> None:
     """Say what works on this machine and the fix for what does not."""
-    findings = [*_versions(), *_traps(), _gpu(), *_weights(), *_places(servers)]
+    findings = [*_versions(), *_traps(), _gpu(), *_places(servers)]
     for finding in findings:
         mark = "ok  " if finding.well else "FIX "
         click.echo(
@@ -85,17 +84,6 @@ def _gpu() -> Finding:
     return Finding("device", True, device_name())
 
 
-def _weights() -> Iterator[Finding]:
-    if _installed("TotalSegmentator"):
-        folder = Path.home() / ".totalsegmentator" / "nnunet" / "results"
-        found = sorted(path.name for path in folder.glob("Dataset29*")) if folder.exists() else []
-        yield Finding(
-            "TotalSegmentator weights",
-            True,
-            ", ".join(found) or "none: deliver vertebra label maps with the CT",
-        )
-
-
 def _places(servers: bool) -> Iterator[Finding]:
     """Where the settings point to: a look at each place, or real use of each."""
     try:
@@ -109,6 +97,24 @@ def _places(servers: bool) -> Iterator[Finding]:
         yield from use_servers(settings)
     else:
         yield from _answers(settings)
+    yield _landmarks(settings)
+
+
+def _landmarks(settings: Settings) -> Finding:
+    """Whether vertebrae can be made here, if they shall be."""
+    if settings.landmarks == "delivered":
+        return Finding("landmarks", True, "delivered with the CT; TotalSegmentator is not used")
+    return tried("landmarks", "TotalSegmentator", partial(_weights, settings), "RETROLN_TOTALSEG__WEIGHTS")
+
+
+def _weights(settings: Settings) -> str:
+    from retroln.anatomy.totalseg import require_installed
+    from retroln.steps.weights import require
+
+    require_installed()
+    bundle = require(settings)
+    kind = "STAND-IN weights" if bundle.manifest.stand_in else "weights"
+    return f"{settings.totalseg.quality}, {kind} {bundle.sha256[:16]} in the store"
 
 
 def _look_into(uri: str, settings: Settings) -> object:

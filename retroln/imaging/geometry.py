@@ -137,6 +137,17 @@ def axis_map(grid: Grid) -> AxisMap:
     return AxisMap(order, tuple(bool(signs[axis] < 0) for axis in order))  # type: ignore[arg-type]
 
 
+def upright(grid: Grid) -> Grid:
+    """`grid` itself if its axes are at right angles, as SimpleITK demands, else an upright one.
+
+    The upright grid has the same spacing, its axes along the world's, and its first voxel at the origin.
+    """
+    directions = grid.affine[:3, :3] / np.asarray(grid.spacing_mm)
+    if np.abs(directions.T @ directions - np.eye(3)).max() < 1e-5:
+        return grid
+    return Grid(grid.shape, np.diag([*grid.spacing_mm, 1.0]))
+
+
 def require_usable(affine: Affine, file: str | Path | None = None) -> None:
     """Raise `GeometryError` unless the affine is 4x4, finite and spans three dimensions."""
     if affine.shape != (4, 4):

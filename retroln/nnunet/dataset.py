@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from retroln.errors import InputError, UserError
 from retroln.files import atomic_path, write_json
 from retroln.imaging import nifti
-from retroln.imaging.geometry import Grid, require_same_grid
+from retroln.imaging.geometry import require_same_grid, upright
 from retroln.imaging.volume import Volume
 from retroln.nnunet.environment import Folders
 
@@ -100,7 +100,7 @@ def _add(target: Path, case: RawCase) -> int:
     if is_plain:
         _place(case.label_path, labels, target / "labelsTr" / f"{case.case_id}{FILE_ENDING}")
     else:
-        grid = _upright(labels.source)
+        grid = upright(labels.source)
         array = np.ascontiguousarray(labels.with_array(nodes.astype(np.uint8)).to_source())
         nifti.write(target / "labelsTr" / f"{case.case_id}{FILE_ENDING}", array, grid)
     return int(nodes.sum())
@@ -120,7 +120,7 @@ def _require_scaled(array: NDArray[Any], file: Path) -> None:
 
 
 def _place(source: Path, volume: Volume, target: Path) -> None:
-    grid = _upright(volume.source)
+    grid = upright(volume.source)
     if grid is not volume.source or not source.name.endswith(FILE_ENDING):
         nifti.write(target, np.ascontiguousarray(volume.to_source()), grid)
         return
@@ -130,11 +130,3 @@ def _place(source: Path, volume: Volume, target: Path) -> None:
             os.link(source.resolve(), partial)
         except OSError:
             shutil.copyfile(source, partial)
-
-
-def _upright(grid: Grid) -> Grid:
-    """`grid` itself if SimpleITK takes its axes as orthonormal, else an upright one of its spacing."""
-    directions = grid.affine[:3, :3] / np.asarray(grid.spacing_mm)
-    if np.abs(directions.T @ directions - np.eye(3)).max() < 1e-5:
-        return grid
-    return Grid(grid.shape, np.diag([*grid.spacing_mm, 1.0]))

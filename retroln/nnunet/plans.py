@@ -94,8 +94,8 @@ def _reference(fingerprint: dict[str, Any]) -> dict[str, Any]:
         "spacing": list(_REFERENCE_SPACING_MM),
         "normalization_schemes": ["CTNormalization"],
         "use_mask_for_norm": [False],
-        **_resampling(),
-        "architecture": _architecture(
+        **resampling(),
+        "architecture": architecture(
             _REFERENCE_FEATURES, _REFERENCE_STRIDES, _REFERENCE_KERNELS, (2,) * len(_REFERENCE_FEATURES)
         ),
         "batch_dice": False,
@@ -115,7 +115,7 @@ def _reference(fingerprint: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _resampling() -> dict[str, Any]:
+def resampling() -> dict[str, Any]:
     """Cubic for the image, linear for labels and probabilities, nearest along z where z is coarse."""
     kinds = {"data": (False, 3), "seg": (True, 1), "probabilities": (False, 1)}
     functions = {f"resampling_fn_{kind}": "resample_data_or_seg_to_shape" for kind in kinds}
@@ -131,8 +131,8 @@ def _resampling() -> dict[str, Any]:
     return {**functions, **arguments}
 
 
-def _architecture(features: Any, strides: Any, kernels: Any, convs: Any) -> dict[str, Any]:
-    """`convs` per stage, finest first; the decoder has as many as its stage in the encoder."""
+def architecture(features: Any, strides: Any, kernels: Any, convs: Any) -> dict[str, Any]:
+    """A plan's PlainConvUNet. `convs` per stage, finest first; the decoder has as many as the encoder."""
     stages = len(features)
     return {
         "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
@@ -170,7 +170,7 @@ def _demo() -> dict[str, Any]:
     configuration["patch_size"] = [int(n) for n in patch]
     configuration["batch_size"] = _DEMO_BATCH
     configuration["batch_dice"] = True
-    configuration["architecture"] = _architecture(
+    configuration["architecture"] = architecture(
         _DEMO_FEATURES[:stages], strides[:stages], kernels[:stages], _DEMO_CONVS[:stages]
     )
     plans["configurations"] = {CONFIGURATION: configuration}

@@ -256,6 +256,8 @@ def _cautions(model: Model, contract: Contract, history: CaseHistory) -> list[st
     """What a reader must know before the nodes, beyond what the page sees in the region itself."""
     found = [f"The model is a stand-in, {contract.stand_in}."] if contract.stand_in else []
     landmarks = history.landmarks
+    if landmarks and any(finding.startswith("stand_in:") for finding in landmarks.findings):
+        found.append("The vertebrae were labelled by stand-in weights, which know phantoms alone.")
     if landmarks and not landmarks.anchored:
         found.append(
             "Neither S1 next to L5 nor ribs at T12 confirm the numbering: region and levels may be one"

@@ -221,7 +221,7 @@ def _canonicalise(workspace: Workspace, delivered: Delivered, fingerprint: str, 
         spine = delivered.read_vertebrae(ct.grid)
         labels = Volume(spine.to_label_map(), ct.grid, ct.grid)
         keys["vertebrae"] = _store(workspace, labels, folder, base + "vertebrae.nii.gz")
-        workspace.store.put_bytes(_spine_facts(spine), facts_key(keys["vertebrae"]))
+        workspace.store.put_bytes(spine_facts(spine), facts_key(keys["vertebrae"]))
     if entry.mask:
         mask = delivered.read_mask(ct.grid, series, settings.mask_names)
         keys["mask"] = _store(workspace, mask, folder, base + "mask.nii.gz")
@@ -254,8 +254,9 @@ def facts_key(vertebrae_key: str) -> str:
     return vertebrae_key.removesuffix(".nii.gz") + ".json"
 
 
-def _spine_facts(spine: Vertebrae) -> bytes:
-    facts = {"overlap_voxels": spine.overlap_voxels, "ribs_at_t12": spine.ribs_at_t12}
+def spine_facts(spine: Vertebrae, **more: object) -> bytes:
+    """The content of the object that `facts_key` names."""
+    facts = {"overlap_voxels": spine.overlap_voxels, "ribs_at_t12": spine.ribs_at_t12, **more}
     return json.dumps(facts).encode()
 
 

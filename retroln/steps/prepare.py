@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 
 from retroln.anatomy import landmarks, roi
-from retroln.anatomy.vertebrae import Vertebrae
 from retroln.catalog.accounting import CaseOutcome, Outcome
 from retroln.catalog.records import CropDraft, LandmarksDraft, RoiDraft, ScanRecord
 from retroln.catalog.states import ScanState
-from retroln.errors import InputError, LandmarkError, UnavailableError, naming
+from retroln.errors import InputError, UnavailableError, naming
 from retroln.files import sha256_file, sha256_json, write_json
 from retroln.imaging import nifti
 from retroln.imaging.geometry import Grid
@@ -23,8 +20,8 @@ from retroln.imaging.volume import Volume
 from retroln.settings import Settings
 from retroln.steps.cases import OnOutcome
 from retroln.steps.claimed import Job, run_claimed
-from retroln.steps.ingest import facts_key
 from retroln.steps.runs import Backlog
+from retroln.steps.spine import Spine, bring_weights, check_weights, spine_of
 from retroln.steps.workspace import Workspace, open_workspace
 
 
@@ -32,7 +29,12 @@ def backlog(settings: Settings) -> Backlog:
     """What waits for preparation, scans that failed before included, and what preparation answers for.
 
     The other scans it answers for were prepared before, or are still in quarantine.
+
+    Raises:
+        SettingsError, NotFoundError, IntegrityError: TotalSegmentator shall be used and its weights are not
+            in the store as pinned; nothing was begun.
     """
+    check_weights(settings)
     catalog = open_workspace(settings).catalog
     catalog.requeue_failed()
     return Backlog(
@@ -59,7 +61,13 @@ def prepare(
     owner: str,
     on_outcome: OnOutcome | None = None,
 ) -> list[CaseOutcome]:
-    """Prepare the given scans in a process pool under claims of `owner`; see `claimed.run_claimed`."""
+    """Prepare the given scans in a process pool under claims of `owner`; see `claimed.run_claimed`.
+
+    Raises:
+        MissingExtraError, UserError, IntegrityError: TotalSegmentator shall be used and cannot on this
+            machine; no scan was begun.
+    """
+    bring_weights(settings)
     job = Job(settings, run_id, owner, partial(prepare_case, settings, run_id), _waits)
     return run_claimed(job, scan_ids, processes=settings.processes, on_outcome=on_outcome)
 
@@ -91,12 +99,13 @@ def prepare_case(settings: Settings, run_id: int, scan: ScanRecord) -> CaseOutco
 
 def _prepare(workspace: Workspace, scan: ScanRecord, folder: Path, run_id: int) -> None:
     settings = workspace.settings
-    vertebrae = _vertebrae(workspace, scan, folder)
+    load_ct = cache(partial(_load, workspace, scan.ct_key, folder))
+    spine = spine_of(workspace, scan, load_ct, folder)
     delivered = Grid(scan.source_shape, np.asarray(scan.source_affine, float))
-    with naming(scan.source_uri.get("vertebrae", scan.case_id)):
-        assessment = landmarks.assess(vertebrae, unanchored=settings.unanchored)
-        region = roi.locate(vertebrae, assessment, settings.roi, delivered)
-    ct = _load(workspace, scan.ct_key, folder)
+    with naming(spine.name):
+        assessment = landmarks.assess(spine.vertebrae, unanchored=settings.unanchored)
+        region = roi.locate(spine.vertebrae, assessment, settings.roi, delivered)
+    ct = load_ct()
     mask = _load(workspace, scan.mask_key, folder) if scan.mask_key else None
     inside = roi.containment(mask, region.box) if mask else None
     document = roi.to_json(region, containment=inside)
@@ -111,22 +120,13 @@ def _prepare(workspace: Workspace, scan: ScanRecord, folder: Path, run_id: int) 
     write_json(folder / "roi.json", document)
     workspace.store.put_file(folder / "roi.json", crop.roi_key)
     workspace.catalog.record_prepared(
-        scan.scan_id, _landmarks_draft(scan, assessment), _roi_draft(region, inside, document), crop, run_id
+        scan.scan_id,
+        _landmarks_draft(scan, spine, assessment),
+        _roi_draft(region, inside, document),
+        crop,
+        run_id,
+        vertebrae_key=spine.key,
     )
-
-
-def _vertebrae(workspace: Workspace, scan: ScanRecord, folder: Path) -> Vertebrae:
-    if scan.vertebrae_key is None:
-        raise LandmarkError(
-            "the case came without vertebra labels",
-            reason="landmarks_missing",
-            file=scan.case_id,
-            expected="a vertebra label map or a folder vertebrae_<LEVEL>.nii.gz",
-            got="none",
-            fix="deliver one beside the CT (TotalSegmentator task total writes it)",
-        )
-    spine = Vertebrae.from_label_map(_load(workspace, scan.vertebrae_key, folder), "totalseg-v2")
-    return replace(spine, **json.loads(workspace.store.get_bytes(facts_key(scan.vertebrae_key))))
 
 
 def _load(workspace: Workspace, key: str | None, folder: Path) -> Volume:
@@ -143,14 +143,14 @@ def _store(workspace: Workspace, crop: Volume, folder: Path, key: str) -> str:
     return sha256_file(path)
 
 
-def _landmarks_draft(scan: ScanRecord, assessment: landmarks.Assessment) -> LandmarksDraft:
+def _landmarks_draft(scan: ScanRecord, spine: Spine, assessment: landmarks.Assessment) -> LandmarksDraft:
     return LandmarksDraft(
-        source="provided",
-        label_ids=scan.label_ids,
+        source=spine.source,
+        label_ids=scan.label_ids if spine.source == "provided" else "totalseg-v2",
         rung=assessment.rung,
         anchored=assessment.anchored,
         truncated=[level.value for level in assessment.truncated],
-        findings=list(assessment.findings),
+        findings=[*spine.findings, *assessment.findings],
         levels=assessment.per_level,
     )
 

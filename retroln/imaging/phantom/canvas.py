@@ -13,7 +13,8 @@ from retroln.imaging.geometry import Grid
 from retroln.imaging.phantom.shapes import Shape
 from retroln.imaging.phantom.spec import PhantomSpec
 
-Target = Literal["", "vertebrae", "vessels", "nodes"]
+Target = Literal["", "vertebrae", "ribs", "vessels", "nodes"]
+MAPS: tuple[Target, ...] = ("vertebrae", "ribs", "vessels", "nodes")
 AIR_HU = -1000.0
 BLUR_MM = 0.65
 REFERENCE_VOXEL_MM3 = 1.6
@@ -56,12 +57,12 @@ def ras_grid(spec: PhantomSpec, centre_world_mm: NDArray[np.float64]) -> Grid:
 
 
 class Canvas:
-    """A CT (float32 HU) and three label maps (uint8) on one RAS+ grid turned about its first axis."""
+    """A CT (float32 HU) and its label maps (uint8) on one RAS+ grid turned about its first axis."""
 
     def __init__(self, grid: Grid) -> None:
         self.grid = grid
         self.ct = np.full(grid.shape, AIR_HU, np.float32)
-        self.maps = {name: np.zeros(grid.shape, np.uint8) for name in ("vertebrae", "vessels", "nodes")}
+        self.maps = {name: np.zeros(grid.shape, np.uint8) for name in MAPS}
         self._to_index = np.linalg.inv(grid.affine)
         self._edge_mm = float(np.prod(grid.spacing_mm) ** (1 / 3))
 

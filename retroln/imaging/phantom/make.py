@@ -47,8 +47,8 @@ def make_phantom(spec: PhantomSpec) -> Phantom:
     present = set(np.unique(canvas.maps["nodes"]).tolist())
     plane = (grid.affine[:3, :2] / np.linalg.norm(grid.affine[:3, :2], axis=0)).T
     rows = tuple(node.row(plane) for node in anatomy.nodes if node.label in present)
-    vertebrae, nodes, tubes = (volume(canvas.maps[name]) for name in ("vertebrae", "nodes", "vessels"))
-    return Phantom(spec, volume(ct), vertebrae, nodes, tubes, rows)
+    maps = {name: volume(array) for name, array in canvas.maps.items()}
+    return Phantom(spec, volume(ct), node_table=rows, **maps)
 
 
 def make_anatomy(spec: PhantomSpec) -> Anatomy:

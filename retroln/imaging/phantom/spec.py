@@ -87,11 +87,12 @@ class PhantomNode:
 
 @dataclass(frozen=True, eq=False)
 class Phantom:
-    """Four volumes on one grid and the true node table.
+    """Volumes on one grid and the true node table.
 
     Attributes:
         ct: int16, HU.
         vertebrae: uint8, TotalSegmentator v2 ids (S1 26 ... T11 33).
+        ribs: uint8, the 12th ribs (left 103, right 115, TotalSegmentator v2).
         nodes: uint8, instance labels; a node keeps its label on every grid of the same seed.
         vessels: uint8, TotalSegmentator v2 `total` ids (see `vessels.VESSEL_IDS`).
         node_table: one row per node with at least one voxel in the field of view.
@@ -100,6 +101,7 @@ class Phantom:
     spec: PhantomSpec
     ct: Volume
     vertebrae: Volume
+    ribs: Volume
     nodes: Volume
     vessels: Volume
     node_table: tuple[PhantomNode, ...]

@@ -15,6 +15,8 @@ from retroln.imaging.phantom.shapes import Barrel, Ellipsoid, Point, Shape, smoo
 
 LEVELS = ("S1", "L5", "L4", "L3", "L2", "L1", "T12", "T11")
 LEVEL_IDS = dict(zip(LEVELS, range(26, 34), strict=True))
+RIB_12_IDS = {-1.0: 103, 1.0: 115}
+"""TotalSegmentator v2 ids of the left and the right 12th rib."""
 _TILT_DEG = np.array([36.0, 20.0, 8.0, -1.0, -7.0, -11.0, -13.0, -12.0])
 _HEIGHT_MM = np.array([28.0, 28.5, 28.5, 28.5, 28.0, 27.5, 26.0, 25.0])
 _DISC_MM = np.array([9.5, 10.5, 10.0, 9.0, 8.0, 6.0, 5.0])
@@ -170,14 +172,19 @@ def _wings(spine: Spine) -> list[Shape]:
 
 
 def rib_parts(spine: Spine, wall_half_mm: tuple[float, float], wall_centre: Point) -> list[Part]:
-    """Ribs 8 to 12 on both sides: arcs along the trunk wall that sink as they run forward."""
-    shapes: list[Shape] = []
+    """Ribs 8 to 12 on both sides: arcs along the trunk wall that sink as they run forward.
+
+    The 12th, which start at T12, are labelled.
+    """
+    parts: list[Part] = []
     reach_deg = {7: 75.0, 6: 38.0, 8: 120.0, 9: 130.0, 10: 140.0}
     for level, sweep in reach_deg.items():
         root = _rib_root(spine, level)
         for side in (-1.0, 1.0):
-            shapes += tube(_rib_path(root, side, sweep, wall_half_mm, wall_centre), [4.5, *[5.0] * 15, 3.0])
-    return [Part(shape, 180.0, 420.0, 1.6, solid=True) for shape in shapes]
+            label = RIB_12_IDS[side] if LEVELS[min(level, 7)] == "T12" else 0
+            rib = tube(_rib_path(root, side, sweep, wall_half_mm, wall_centre), [4.5, *[5.0] * 15, 3.0])
+            parts += [Part(shape, 180.0, 420.0, 1.6, "ribs", label, solid=True) for shape in rib]
+    return parts
 
 
 def _rib_root(spine: Spine, level: int) -> Point:

@@ -1,0 +1,156 @@
+"""Vertebrae of several CT: one process of RetroLN beside a fresh process of TotalSegmentator per case.
+
+    python -m benchmarks.landmarks [--cases 3] [--output results.json]
+
+Both use the same STAND-IN weights (`python -m infra.stand_in_weights` makes them) and the CPU, and give the
+same label maps, which is checked. The plain side is what a script does that calls TotalSegmentator once per
+case: it starts, imports, loads weights and ends each time. Ours does that once; its first case is shown by
+itself. With TotalSegmentator's own weights, which are larger, loading and predicting both take longer.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+_QUALITIES = ("fast", "full")
+_LEVELS = ("S1", "L5", "L4", "L3", "L2", "L1", "T12", "T11")
+_FIRST_SEED = 91_000
+_SPACING_MM = (0.9, 0.9, 2.5)
+_PLAIN = """
+import sys
+from pathlib import Path
+import nibabel as nib
+from totalsegmentator.python_api import totalsegmentator
+if __name__ == "__main__":
+    options = {"fast": True} if sys.argv[1] == "fast" else {"roi_subset": sys.argv[4:]}
+    made = totalsegmentator(Path(sys.argv[2]), None, ml=True, device="cpu", quiet=True, **options)
+    nib.save(made, sys.argv[3])
+"""
+
+
+def measure(cases: int) -> dict[str, Any]:
+    """Seconds per case of both sides and their ratio, for each quality."""
+    from infra.stand_in_weights.cache import cached
+
+    networks = cached()
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        home = _plain_home(folder, networks)
+        scans = [_make_scan(folder, number) for number in range(cases)]
+        return {quality: _compare(quality, scans, networks, home) for quality in _QUALITIES}
+
+
+def _compare(quality: str, scans: list[Path], networks: Path, home: Path) -> dict[str, Any]:
+    plain = [_run_plain(quality, scan, home) for scan in scans]
+    child = [sys.executable, "-W", "ignore", "-m", "benchmarks.landmarks", "child", quality, str(networks)]
+    ours = json.loads(
+        subprocess.run([*child, *map(str, scans)], check=True, capture_output=True, text=True).stdout
+    )
+    median_plain, median_warm = statistics.median(plain), statistics.median(ours["seconds"][1:])
+    return {
+        "plain_s": [round(s, 2) for s in plain],
+        "ours_s": [round(s, 2) for s in ours["seconds"]],
+        "start_and_import_s": round(ours["import_s"], 2),
+        "median_plain_s": round(median_plain, 2),
+        "median_warm_s": round(median_warm, 2),
+        "ratio": round(median_plain / median_warm, 2),
+        "least_dice": min(_dice(scan, quality) for scan in scans),
+    }
+
+
+def _run_plain(quality: str, scan: Path, home: Path) -> float:
+    environment = {**os.environ, "TOTALSEG_HOME_DIR": str(home)}
+    target = scan.with_name(f"{scan.name}-plain-{quality}.nii.gz")
+    names = [f"vertebrae_{level}" for level in _LEVELS]
+    started = time.perf_counter()
+    subprocess.run(
+        [sys.executable, "-W", "ignore", str(home / "plain.py"), quality, str(scan), str(target), *names],
+        check=True,
+        env=environment,
+        capture_output=True,
+    )
+    return time.perf_counter() - started
+
+
+def _child(quality: str, networks: Path, scans: list[Path]) -> None:
+    """One process, all cases; prints the seconds of each."""
+    started = time.perf_counter()
+    from retroln.anatomy import totalseg  # noqa: F401
+    from retroln.anatomy.totalseg_vertebrae import segment
+    from retroln.imaging import nifti
+    from retroln.settings import TotalSegSpec
+    from retroln.steps import weights, weights_copy
+    from tests.way import embedded
+
+    with TemporaryDirectory() as name:
+        bundle = weights.import_weights(embedded(Path(name)), [networks])
+        spec = TotalSegSpec(weights=bundle.sha256, quality=quality, device="cpu")  # type: ignore[arg-type]
+        copy = weights_copy.fetch(embedded(Path(name), totalseg=spec))
+        import_s, seconds = time.perf_counter() - started, []
+        for scan in scans:
+            started = time.perf_counter()
+            labels = segment(nifti.read(scan), copy, spec).labels
+            nifti.write_source(scan.with_name(f"{scan.name}-ours-{quality}.nii.gz"), labels)
+            seconds.append(time.perf_counter() - started)
+    print(json.dumps({"import_s": import_s, "seconds": seconds}))
+
+
+def _plain_home(folder: Path, networks: Path) -> Path:
+    """A home for TotalSegmentator; it asks for folders of all parts of `total`, also of those not loaded."""
+    from retroln.anatomy.totalseg_weights import NETWORKS
+
+    home = folder / "home"
+    shutil.copytree(networks, home / "nnunet" / "results")
+    for part in ("291_TotalSegmentator_part1_organs", "293_TotalSegmentator_part3_cardiac"):
+        (home / "nnunet" / "results" / f"Dataset{part}_1559subj").mkdir()
+    for name in ("Dataset294_TotalSegmentator_part4_muscles_1559subj", NETWORKS[295].dataset):
+        (home / "nnunet" / "results" / name).mkdir(exist_ok=True)
+    config = {"totalseg_id": "b", "send_usage_stats": False, "prediction_counter": 0}
+    (home / "config.json").write_text(json.dumps(config))
+    (home / "plain.py").write_text(_PLAIN)
+    return home
+
+
+def _make_scan(folder: Path, number: int) -> Path:
+    from retroln.imaging import nifti
+    from retroln.imaging.phantom import PhantomSpec, make_phantom
+
+    path = folder / f"{number}.nii.gz"
+    nifti.write_source(path, make_phantom(PhantomSpec(_FIRST_SEED + number, _SPACING_MM, "LPS")).ct)
+    return path
+
+
+def _dice(scan: Path, quality: str) -> float:
+    """The lowest over T11-S1 of both sides' label maps."""
+    import numpy as np
+
+    from retroln.imaging import nifti
+
+    ours, plain = (
+        nifti.read_labels(scan.with_name(f"{scan.name}-{side}-{quality}.nii.gz")).array
+        for side in ("ours", "plain")
+    )
+    shares = []
+    for value in range(26, 34):
+        a, b = ours == value, plain == value
+        if a.any() or b.any():
+            shares.append(2 * float(np.count_nonzero(a & b)) / (np.count_nonzero(a) + np.count_nonzero(b)))
+    return round(min(shares), 5) if shares else 0.0
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["child"]:
+        _child(sys.argv[2], Path(sys.argv[3]), [Path(name) for name in sys.argv[4:]])
+    else:
+        from benchmarks.platform import report
+
+        report(__doc__, measure, cases=(3, "CT per side and quality"))

@@ -1,0 +1,118 @@
+"""Train a stand-in network in a few minutes of a CPU, and lay it out as TotalSegmentator wants it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from infra.stand_in_weights.cases import Case, training_cases
+from infra.stand_in_weights.recipe import Recipe
+from retroln.anatomy.totalseg_weights import NETWORKS
+from retroln.nnunet import model_folder
+
+_LR, _WEIGHT_DECAY = 3e-3, 1e-2
+_NEVER = -50.0  # logit of a label that is not learnt; nnU-Net sums logits in half precision
+_CUT_SHARE = 0.4  # of patches whose scan shows a part of the spine alone
+_ON_SPINE_SHARE = 0.8
+
+Tell = Callable[[str], None]
+
+
+def make(recipe: Recipe, folder: Path, tell: Tell) -> None:
+    """Train a network and write it below `folder`."""
+    started = time.monotonic()
+    cases = training_cases(recipe)
+    rendered_s = time.monotonic() - started
+    state = train(recipe, cases, tell)
+    write(recipe, state, folder)
+    tell(f"{recipe.task_id}: phantoms {rendered_s:.0f} s, all {time.monotonic() - started:.0f} s")
+
+
+def train(recipe: Recipe, cases: Sequence[Case], tell: Tell) -> dict[str, torch.Tensor]:
+    """AdamW, polynomial decay, Dice and cross-entropy, bf16: weights of a network with the learnt outputs."""
+    torch.manual_seed(recipe.task_id)
+    network = model_folder.build_network(recipe.plans(), len(recipe.ids) + 1)
+    network = network.to(memory_format=torch.channels_last_3d).train()
+    optimizer = torch.optim.AdamW(network.parameters(), _LR, weight_decay=_WEIGHT_DECAY)
+    decay = torch.optim.lr_scheduler.PolynomialLR(optimizer, recipe.iterations, 0.9)
+    started, recent = time.monotonic(), []
+    for number, (images, labels) in enumerate(_batches(recipe, cases), start=1):
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits = network(images)
+        loss = _loss(logits.float(), labels)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 12.0)
+        optimizer.step()
+        decay.step()
+        recent.append(float(loss))
+        if number % 100 == 0 or number == recipe.iterations:
+            mean = float(np.mean(recent[-100:]))
+            tell(f"{recipe.task_id}: step {number}, loss {mean:.3f}, {time.monotonic() - started:.0f} s")
+    return {name: value.detach().contiguous() for name, value in network.state_dict().items()}
+
+
+def write(recipe: Recipe, state: dict[str, torch.Tensor], folder: Path) -> None:
+    """Give the network an output for each of TotalSegmentator's labels, and lay it out below `folder`."""
+    whole = model_folder.build_network(recipe.plans(), recipe.n_labels).state_dict()
+    for name, value in whole.items():
+        if value.shape == state[name].shape:
+            value.copy_(state[name])
+            continue
+        value.fill_(_NEVER if value.ndim == 1 else 0.0)
+        value[[0, *recipe.ids]] = state[name]
+    network = NETWORKS[recipe.task_id]
+    model_folder.write(folder / network.folder, recipe.plans(), recipe.dataset(), whole)
+
+
+def _loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy and the mean soft Dice loss of the labels that are in the batch."""
+    entropy = torch.nn.functional.cross_entropy(logits, labels)
+    shares = logits.softmax(1)
+    truth = torch.nn.functional.one_hot(labels, logits.shape[1]).movedim(-1, 1).float()
+    axes = (0, 2, 3, 4)
+    volume = truth.sum(axes)[1:]
+    dice = (2 * (shares * truth).sum(axes)[1:] + 1) / (shares.sum(axes)[1:] + volume + 1)
+    present = volume > 0
+    return entropy + (1 - dice[present]).mean() if present.any() else entropy
+
+
+def _batches(recipe: Recipe, cases: Sequence[Case]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    rng = np.random.default_rng(recipe.task_id)
+    for _ in range(recipe.iterations):
+        chosen = [
+            _patch(cases[int(rng.integers(len(cases)))], recipe.patch, rng) for _ in range(recipe.batch)
+        ]
+        images = torch.from_numpy(np.stack([image for image, _ in chosen])[:, None])
+        labels = torch.from_numpy(np.stack([label for _, label in chosen]).astype(np.int64))
+        yield images.to(memory_format=torch.channels_last_3d), labels
+
+
+def _patch(case: Case, size: tuple[int, int, int], rng: np.random.Generator) -> Case:
+    """A patch, mostly of the spine, of the whole scan or of one that ends within the spine."""
+    image, labels = case
+    if rng.uniform() < _CUT_SHARE:
+        low, high = rng.uniform(0, 0.35), rng.uniform(0.65, 1)
+        keep = slice(int(low * len(image)), int(high * len(image)))
+        image, labels = image[keep], labels[keep]
+    starts = [int(rng.integers(0, max(n - side, 0) + 1)) for n, side in zip(image.shape, size, strict=True)]
+    if rng.uniform() < _ON_SPINE_SHARE and labels.any():
+        middle = np.argwhere(labels[::4, ::4, ::4]).mean(0) * 4
+        for axis in (1, 2):
+            at = round(middle[axis] - size[axis] / 2 + rng.uniform(-0.15, 0.15) * size[axis])
+            starts[axis] = int(np.clip(at, 0, max(image.shape[axis] - size[axis], 0)))
+    part = tuple(slice(start, start + side) for start, side in zip(starts, size, strict=True))
+    image = image[part] * np.float32(rng.uniform(0.9, 1.1)) + np.float32(rng.uniform(-0.1, 0.1))
+    image = image + rng.standard_normal(image.shape, np.float32) * np.float32(rng.uniform(0, 0.12))
+    return _padded(image, size), _padded(labels[part], size)
+
+
+def _padded(array: Any, size: tuple[int, int, int]) -> Any:
+    """Zeros on both sides of what is too small, as nnU-Net pads."""
+    missing = [side - n for n, side in zip(array.shape, size, strict=True)]
+    return np.pad(array, [(n // 2, n - n // 2) for n in missing])

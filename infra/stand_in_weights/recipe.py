@@ -1,0 +1,109 @@
+"""What each stand-in network is, what it learns from, and how long."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from retroln.anatomy.totalseg_weights import FAST, NETWORKS, PLANS, ROUGH, VERTEBRAE
+from retroln.nnunet.bundle import CONFIGURATION
+from retroln.nnunet.model_folder import STAND_IN
+from retroln.nnunet.plans import architecture, resampling
+
+SAID = "small networks trained on phantoms, not TotalSegmentator's weights"
+TOTAL_IDS = (*range(26, 34), 103, 115)
+"""What is learnt, in the ids of task `total`: S1 to T11, the left and the right 12th rib."""
+PART_IDS = tuple(range(2, 10))
+"""S1 to T11 in the ids of network 292."""
+CLIP_HU, MEAN_HU, STD_HU = (-200.0, 600.0), 100.0, 200.0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One stand-in network.
+
+    Attributes:
+        ids: label of each output after the background, in the network's own numbering.
+        spacing_mm: isotropic, as TotalSegmentator resamples for the network.
+        patch: voxels along z, y, x.
+        features: per stage, finest first; each stage after the first halves every axis.
+        margin_mm: of the part around the vertebrae that it learns from; None for the whole scan.
+        phantoms: how many made-up patients it learns from.
+    """
+
+    task_id: int
+    ids: tuple[int, ...]
+    spacing_mm: float
+    patch: tuple[int, int, int]
+    features: tuple[int, ...]
+    margin_mm: float | None
+    phantoms: int
+    iterations: int
+    batch: int = 1
+
+    @property
+    def n_labels(self) -> int:
+        """Labels that TotalSegmentator's network has, background included."""
+        return NETWORKS[self.task_id].labels
+
+    def plans(self) -> dict[str, Any]:
+        """nnU-Net's plans."""
+        spacing = [self.spacing_mm] * 3
+        stages = len(self.features)
+        configuration = {
+            "data_identifier": f"{PLANS}_{CONFIGURATION}",
+            "preprocessor_name": "DefaultPreprocessor",
+            "batch_size": self.batch,
+            "patch_size": list(self.patch),
+            "median_image_size_in_voxels": list(self.patch),
+            "spacing": spacing,
+            "normalization_schemes": ["CTNormalization"],
+            "use_mask_for_norm": [False],
+            **resampling(),
+            "architecture": architecture(
+                self.features,
+                ((1, 1, 1), *((2, 2, 2),) * (stages - 1)),
+                ((3, 3, 3),) * stages,
+                (1, *(2,) * (stages - 1)),
+            ),
+            "batch_dice": False,
+        }
+        intensity = {
+            "mean": MEAN_HU,
+            "std": STD_HU,
+            "percentile_00_5": CLIP_HU[0],
+            "percentile_99_5": CLIP_HU[1],
+        }
+        return {
+            "dataset_name": NETWORKS[self.task_id].dataset,
+            "plans_name": PLANS,
+            "original_median_spacing_after_transp": spacing,
+            "original_median_shape_after_transp": list(self.patch),
+            "image_reader_writer": "SimpleITKIO",
+            "transpose_forward": [0, 1, 2],
+            "transpose_backward": [0, 1, 2],
+            "configurations": {CONFIGURATION: configuration},
+            "experiment_planner_used": "ExperimentPlanner",
+            "label_manager": "LabelManager",
+            "foreground_intensity_properties_per_channel": {"0": intensity},
+        }
+
+    def dataset(self) -> dict[str, Any]:
+        """nnU-Net's description, which says that this is a stand-in."""
+        named = {f"label_{value}": value for value in range(1, self.n_labels)}
+        return {
+            "channel_names": {"0": "CT"},
+            "labels": {"background": 0, **named},
+            "numTraining": self.phantoms,
+            "file_ending": ".nii.gz",
+            STAND_IN: SAID,
+        }
+
+
+# A patch is as high as the whole phantom or nearly: the levels look alike, and are told apart by counting
+# from the sacrum or from the last rib.
+RECIPES = (
+    Recipe(FAST, TOTAL_IDS, 3.0, (96, 64, 64), (8, 16, 32, 64, 96, 96), None, 96, 700),
+    Recipe(ROUGH, TOTAL_IDS, 6.0, (48, 48, 32), (8, 16, 32, 64, 96), None, 96, 600, batch=2),
+    Recipe(VERTEBRAE, PART_IDS, 1.5, (160, 64, 64), (8, 16, 32, 64, 96, 96), 25.0, 32, 350),
+)
