@@ -53,3 +53,7 @@ class OpenSegmenter(Protocol):
             UserError: it cannot work on this machine (not installed, no weights, no such device).
         """
         ...
+
+    def __hash__(self) -> int:
+        """What is opened is kept under it."""
+        ...

@@ -42,7 +42,10 @@ _COMES_WITH = {
     "batchgeneratorsv2": "nnunetv2",
     "botocore": "boto3",
     "dynamic_network_architectures": "nnunetv2",
+    "mypy_boto3_s3": "boto3",  # for the type checker alone
+    "pandas": "mlflow",
     "pydantic": "pydantic-settings",
+    "pyyaml": "prefect",
     "simpleitk": "nnunetv2",
 }
 

@@ -349,7 +349,7 @@ def test_the_command_is_light_and_its_summary_plain(two: Folders) -> None:
         "from retroln.cli import main\n"
         f"sys.argv = ['retroln', *{[str(argument) for argument in arguments]!r}]\n"
         "main()\n"
-        "heavy = {'scipy', 'torch', 'sqlalchemy', 'mlflow', 'prefect', 'boto3', 'pandas'}\n"
+        "heavy = {'torch', 'sqlalchemy', 'mlflow', 'prefect', 'boto3', 'pandas'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )
     environment = {**os.environ, "COLUMNS": "100"}
