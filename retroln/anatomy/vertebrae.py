@@ -135,7 +135,7 @@ class Vertebrae:
             GeometryError: the files do not share one grid.
             InputError: `not_a_level_mask` for a file with several labels, or an unreadable file.
         """
-        files = _level_files(folder)
+        files = level_files(folder)
         with ThreadPoolExecutor(_DECODERS) as pool:
             parts = list(pool.map(_read_level, files.values(), files))
         grid, source = parts[0].grid, parts[0].source
@@ -163,8 +163,12 @@ class _Part:
     vertebra: Vertebra | None
 
 
-def _level_files(folder: Path) -> dict[Level, Path]:
-    """Existing file of each level, top to bottom."""
+def level_files(folder: Path) -> dict[Level, Path]:
+    """The existing `vertebrae_<LEVEL>.nii.gz` (or .nii) of each level, top to bottom.
+
+    Raises:
+        NotFoundError: there is none.
+    """
     wanted = {
         level: [folder / f"vertebrae_{level}{end}" for end in (".nii.gz", ".nii")] for level in LEVEL_ORDER
     }

@@ -1,25 +1,37 @@
-"""`retroln crop` and `retroln paste`: the region of single files, and the way back."""
+"""`retroln crop` and `retroln paste`: the region of one case or of a folder, and the way back."""
 
 from __future__ import annotations
 
 from math import inf
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import click
 
 from retroln.settings import Hu, LabelScheme
 
 _path = click.Path(path_type=Path)
+_OF_ONE_CASE = ("ct", "vertebrae", "mask", "case_id")
+_OF_A_FOLDER = ("input_dir", "vertebrae_dir", "mask_dir", "processes", "limit", "pattern")
 
 
 @click.command()
-@click.option("--ct", type=_path, required=True, help="CT in HU, .nii or .nii.gz, any orientation.")
+@click.option("--ct", type=_path, help="One case: CT in HU, .nii or .nii.gz, any orientation.")
+@click.option("--vertebrae", type=_path, help="One case: label map, or folder of vertebrae_<LEVEL>.nii.gz.")
+@click.option("--mask", type=_path, help="One case: lymph node labels on the CT's grid, cropped alike.")
+@click.option("--case-id", help="One case: prefix of the outputs; by default the CT's file name.")
+@click.option("--input-dir", type=_path, help="A folder: CTs <id>.nii.gz or <id>_0000.nii.gz.")
+@click.option("--vertebrae-dir", type=_path, help="A folder: <id>.nii.gz, or <id>/vertebrae_<LEVEL>.nii.gz.")
+@click.option("--mask-dir", type=_path, help="A folder: <id>.nii.gz; then every case must have one.")
+@click.option("--processes", type=click.IntRange(1), help="A folder: cases at the same time.  [default: 1]")
+@click.option("--limit", type=click.IntRange(1), help="A folder: only the first so many cases.")
+@click.option("--pattern", help="A folder: only CTs whose names match, e.g. 'LN_*'.  [default: *]")
 @click.option(
-    "--vertebrae", type=_path, required=True, help="Label map, or folder of vertebrae_<LEVEL>.nii.gz."
+    "--output-dir",
+    type=_path,
+    required=True,
+    help="Receives <id>_ct, <id>_mask, <id>_roi.json, and summary.json for a folder.",
 )
-@click.option("--output-dir", type=_path, required=True, help="Receives <id>_ct, <id>_mask, <id>_roi.json.")
-@click.option("--mask", type=_path, help="Lymph node labels on the CT's grid, cropped alike.")
 @click.option(
     "--label-ids",
     type=click.Choice(get_args(LabelScheme)),
@@ -36,33 +48,64 @@ _path = click.Path(path_type=Path)
     metavar="LOW HIGH",
     help="Hounsfield window that is scaled to 0..1.",
 )
-@click.option("--case-id", help="Prefix of the outputs; by default the CT's file name.")
 def crop(
-    ct: Path,
-    vertebrae: Path,
     output_dir: Path,
-    mask: Path | None,
     label_ids: LabelScheme,
     no_normalize: bool,
     hu_window: tuple[float, float],
-    case_id: str | None,
+    **inputs: Any,
 ) -> None:
-    """Crop the L2-referenced region out of a CT, and of a node mask with it."""
-    from retroln.steps.files import crop_files
-
+    """Crop the L2-referenced region out of one CT, or out of every CT of a folder."""
     low, high = hu_window
     if not -inf < low < high < inf:
         raise click.BadParameter(f"LOW must be below HIGH, got {low:g} {high:g}", param_hint="--hu-window")
-    report = crop_files(
-        ct,
-        vertebrae,
-        output_dir,
-        mask=mask,
-        label_ids=label_ids,
-        normalize=not no_normalize,
-        hu=Hu(low=low, high=high),
-        case_id=case_id,
-    )
+    options = {"label_ids": label_ids, "normalize": not no_normalize, "hu": Hu(low=low, high=high)}
+    given = {name: value for name, value in inputs.items() if value is not None}
+    if _is_folder(given):
+        _crop_folder(output_dir, options, **given)
+    else:
+        _crop_one(output_dir, options, **given)
+
+
+def _is_folder(given: dict[str, Any]) -> bool:
+    """Which of the two forms the options are of.
+
+    Raises:
+        click.UsageError: of both, or one that is not complete.
+    """
+    one = [f"--{name.replace('_', '-')}" for name in _OF_ONE_CASE if name in given]
+    folder = [f"--{name.replace('_', '-')}" for name in _OF_A_FOLDER if name in given]
+    if one and folder:
+        raise click.UsageError(f"{', '.join(one)} are of one case, {', '.join(folder)} of a folder")
+    needed = ("input_dir", "vertebrae_dir") if folder else ("ct", "vertebrae")
+    missing = [f"--{name.replace('_', '-')}" for name in needed if name not in given]
+    if missing:
+        other = "" if one or folder else "; for a folder --input-dir and --vertebrae-dir"
+        raise click.UsageError(f"missing {' and '.join(missing)}{other}")
+    return bool(folder)
+
+
+def _crop_folder(
+    output_dir: Path,
+    options: dict[str, Any],
+    input_dir: Path,
+    vertebrae_dir: Path,
+    mask_dir: Path | None = None,
+    **how: Any,
+) -> None:
+    from retroln.cli.folders import checked_pattern, work_through
+    from retroln.steps.crop_folder import CropTool
+
+    tool = CropTool(output_dir, **options)
+    pattern = checked_pattern(how.get("pattern", "*"))
+    cases = tool.list_cases(input_dir, vertebrae_dir, mask_dir, pattern)
+    work_through(tool, cases, processes=how.get("processes", 1), limit=how.get("limit"))
+
+
+def _crop_one(output_dir: Path, options: dict[str, Any], ct: Path, vertebrae: Path, **rest: Any) -> None:
+    from retroln.steps.files import crop_files
+
+    report = crop_files(ct, vertebrae, output_dir, **rest, **options)
     _show(report.record, report.roi)
 
 

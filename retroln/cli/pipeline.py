@@ -6,18 +6,17 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import click
 
 from retroln.catalog.accounting import Accounting, CaseOutcome, Outcome
+from retroln.cli.progress import FAILED_EXIT_CODE, progress, sentence
 from retroln.settings import Settings, TrainSpec
 from retroln.steps import runs
 
 Profile = Literal["reference", "demo"]
-
-_FAILED_EXIT_CODE = 10
 
 
 @click.command()
@@ -28,7 +27,7 @@ def ingest() -> None:
     settings = Settings()
     entries = step.list_entries(settings)
     run = runs.Run.begin(settings, "ingest", {"source_uri": settings.source_uri})
-    with run, _progress("ingest", len(entries)) as tell:
+    with run, progress("ingest", len(entries)) as tell:
         _finish(run, step.ingest(settings, entries, run_id=run.run_id, on_outcome=tell))
 
 
@@ -45,7 +44,7 @@ def prepare(limit: int | None, again: bool) -> None:
     backlog = step.backlog(settings)
     left = _limited(backlog.left, limit)
     run = runs.Run.begin(settings, "prepare", {"limit": limit})
-    with run, _progress("prepare", len(left)) as tell:
+    with run, progress("prepare", len(left)) as tell:
         step.prepare(settings, left, run_id=run.run_id, owner=_owner(), on_outcome=tell)
         _settle(run, backlog, limit)
 
@@ -96,7 +95,7 @@ def infer(limit: int | None) -> None:
     backlog = step.backlog(settings, model)
     left = _limited(backlog.left, limit)
     run = runs.Run.begin(settings, "infer", {"version": model.version, "limit": limit})
-    with run, _progress(f"infer v{model.version}", len(left)) as tell:
+    with run, progress(f"infer v{model.version}", len(left)) as tell:
         step.infer(settings, model, left, run_id=run.run_id, owner=_owner(), on_outcome=tell)
         if trained_on := backlog.notes[step.TRAINED_ON]:
             click.echo(f"{trained_on} skipped: version {model.version} was trained on them")
@@ -124,37 +123,12 @@ def _settle(run: runs.Run, backlog: runs.Backlog, limit: int | None) -> None:
 
 
 def _tell_end(accounting: Accounting, outcomes: Sequence[CaseOutcome]) -> None:
-    click.echo(_sentence(accounting))
+    click.echo(sentence(accounting))
     for outcome in outcomes:
         if outcome.outcome in (Outcome.QUARANTINED, Outcome.FAILED):
             click.echo(f"  {outcome.case_id} {outcome.outcome.value}: {outcome.detail}")
     if accounting.failed:
-        sys.exit(_FAILED_EXIT_CODE)
-
-
-def _sentence(accounting: Accounting) -> str:
-    return (
-        f"{accounting.n_in} in = {accounting.done} done + {accounting.skipped} skipped"
-        f" + {accounting.quarantined} quarantined + {accounting.failed} failed"
-    )
-
-
-class _progress:
-    """A progress bar on stderr that counts outcomes."""
-
-    def __init__(self, title: str, total: int) -> None:
-        from rich.console import Console
-        from rich.progress import Progress
-
-        self._progress = Progress(console=Console(stderr=True))
-        self._task = self._progress.add_task(title, total=total)
-
-    def __enter__(self) -> Callable[[CaseOutcome], None]:
-        self._progress.start()
-        return lambda outcome: self._progress.advance(self._task)
-
-    def __exit__(self, *error: object) -> None:
-        self._progress.stop()
+        sys.exit(FAILED_EXIT_CODE)
 
 
 def _tell_epoch(epoch: dict[str, Any]) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from retroln.catalog.accounting import Accounting
-from retroln.catalog.catalog import Catalog
 from retroln.catalog.states import ScanState
 from retroln.errors import NotFoundError
+
+if TYPE_CHECKING:  # SQLAlchemy comes with it, which the file tools do without
+    from retroln.catalog.catalog import Catalog
 
 _SHOWN = (
     "patient_id",
@@ -72,6 +74,14 @@ def stage_table(stages: Mapping[str, Accounting], title: str) -> Table:
             accounting.failed,
         )
         table.add_row(name, *(str(figure) for figure in figures))
+    return table
+
+
+def count_table(cases: Mapping[str, Sequence[str]], title: str, columns: Sequence[str]) -> Table:
+    """One row per key: how many cases, and the first few."""
+    table = Table(*columns, title=title)
+    for name, ids in cases.items():
+        table.add_row(name, str(len(ids)), ", ".join(ids[:5]) + (" ..." if len(ids) > 5 else ""))
     return table
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import signal
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -85,8 +86,14 @@ def _stream(
 
 
 def _pool(processes: int) -> ProcessPoolExecutor:
-    # spawn: a forked child would share database connections and torch's threads
-    return ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"))
+    # spawn: a forked child would share database connections and torch's threads; Ctrl-C, which a shell sends
+    # to every process, is for the parent alone: it takes no more cases and lets those in hand end
+    return ProcessPoolExecutor(
+        processes,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=signal.signal,
+        initargs=(signal.SIGINT, signal.SIG_IGN),
+    )
 
 
 def _result(future: Future[CaseOutcome], case_id: str) -> CaseOutcome:

@@ -41,9 +41,20 @@ class CropReport:
     findings: tuple[str, ...]
 
 
-def case_id_of(ct: Path) -> str:
-    """File name without .nii or .nii.gz and without nnU-Net's `_0000`."""
-    return re.sub(r"\.nii(\.gz)?$", "", ct.name).removesuffix("_0000")
+def case_id_of(path: Path, *, keep_channel: bool = False) -> str:
+    """Name without .nii or .nii.gz and, unless `keep_channel`, without nnU-Net's `_0000`."""
+    name = re.sub(r"\.nii(\.gz)?$", "", path.name)
+    return name if keep_channel else name.removesuffix("_0000")
+
+
+def is_case_id(text: str) -> bool:
+    """True if `text` can name a file: letters, digits, dot, dash, underscore; a letter or digit first."""
+    return _CASE_ID.fullmatch(text) is not None
+
+
+def crop_names(case_id: str) -> tuple[str, str, str]:
+    """Names of a crop's CT, mask and record."""
+    return f"{case_id}_ct.nii.gz", f"{case_id}_mask.nii.gz", f"{case_id}_roi.json"
 
 
 def crop_files(
@@ -79,15 +90,16 @@ def crop_files(
         "truncated": [level.value for level in assessment.truncated],
         "mask": "given" if mask else "absent",
     }
+    ct_path, mask_path, roi_path = (output_dir / file for file in crop_names(name))
     report = CropReport(
         case_id=name,
-        ct=output_dir / f"{name}_ct.nii.gz",
-        mask=output_dir / f"{name}_mask.nii.gz" if mask else None,
-        roi=output_dir / f"{name}_roi.json",
+        ct=ct_path,
+        mask=mask_path if mask else None,
+        roi=roi_path,
         record=record,
         findings=assessment.findings,
     )
-    _write(report, image, labels, output_dir / f"{name}_mask.nii.gz")
+    _write(report, image, labels, mask_path)
     return report
 
 
@@ -146,7 +158,7 @@ def _write(report: CropReport, image: Volume, labels: Volume | None, mask_path: 
 
 
 def _checked_id(case_id: str) -> str:
-    if not _CASE_ID.fullmatch(case_id):
+    if not is_case_id(case_id):
         raise UserError(
             "case id cannot name a file",
             expected="letters, digits, dot, dash and underscore, not starting with a sign",

@@ -1,0 +1,100 @@
+"""How the folder tools run and what they say: notices, a bar, a table, each held case, an exit code."""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+
+import click
+
+from retroln.catalog.accounting import Outcome
+from retroln.cli.progress import FAILED_EXIT_CODE, progress, sentence
+from retroln.errors import InputError
+from retroln.steps.folder_ledger import Entry
+from retroln.steps.folder_listing import Listing, shown
+from retroln.steps.folders import Report, Tool, run_folder
+
+
+def work_through(tool: Tool, listing: Listing, *, processes: int, limit: int | None) -> None:
+    """Do every case and say what came of it; held or failed cases give an exit code of their own."""
+    _tell_listing(listing)
+    taken = len(listing.cases[:limit])
+    _tell_left_out(len(listing.cases) - taken, limit)
+    with progress(tool.command, taken) as tell:
+        report = run_folder(tool, listing, processes=processes, limit=limit, on_outcome=tell)
+    _tell_report(report, tool.command)
+    _tell_left_out(report.left_out, limit)
+    if report.accounting.failed:
+        sys.exit(FAILED_EXIT_CODE)
+    if report.accounting.quarantined:
+        sys.exit(InputError.exit_code)
+
+
+def checked_pattern(text: str) -> str:
+    """A pattern that stays in its folder.
+
+    Raises:
+        click.BadParameter: it does not.
+    """
+    path = PurePosixPath(text)
+    if not text or path.is_absolute() or ".." in path.parts:
+        expected = "expected a pattern below the folder, such as 'LN_*' or '*/*.nii.gz'"
+        raise click.BadParameter(expected, param_hint="--pattern")
+    return text
+
+
+def _tell_listing(listing: Listing) -> None:
+    if listing.ignored:
+        _warn(f"ignored, no .nii or .nii.gz: {shown(listing.ignored)}")
+    for part, names in listing.unmatched.items():
+        if names:
+            _warn(f"{part} without a CT of that id: {shown(names)}")
+
+
+def _tell_left_out(count: int, limit: int | None) -> None:
+    if count:
+        _warn(f"--limit {limit}: {count} of {count + (limit or 0)} cases are LEFT OUT of this run")
+
+
+def _warn(text: str) -> None:
+    click.secho(f"note: {text}", fg="yellow", err=True)
+
+
+def _tell_report(report: Report, command: str) -> None:
+    from rich.console import Console
+
+    from retroln.report.terminal import count_table, stage_table
+
+    console = Console()
+    console.print(stage_table({command: report.accounting}, "Cases"))
+    if remarks := _remarks(report.entries):
+        console.print(count_table(remarks, "Remarks on cases that are done", ("remark", "cases", "which")))
+    for entry in report.entries:
+        _tell_case(entry)
+    click.echo(f"{sentence(report.accounting)} -> {report.summary}")
+
+
+def _tell_case(entry: Entry) -> None:
+    nodes = entry.facts.get("node_voxels")
+    if entry.outcome in (Outcome.QUARANTINED, Outcome.FAILED):
+        click.echo(f"{entry.case_id} {entry.outcome.value} ({entry.reason}): {entry.detail}")
+    elif nodes and nodes["inside_voxels"] < nodes["total_voxels"]:
+        inside, total = nodes["inside_voxels"], nodes["total_voxels"]
+        click.echo(f"{entry.case_id}: only {inside} of {total} node voxels lie inside the region")
+
+
+def _remarks(entries: Sequence[Entry]) -> dict[str, list[str]]:
+    """Case ids by what was noticed about cases that passed."""
+    found = defaultdict(list)
+    for entry in entries:
+        if entry.outcome in (Outcome.DONE, Outcome.SKIPPED):
+            for code in _codes(entry):
+                found[code].append(entry.case_id)
+    return dict(sorted(found.items()))
+
+
+def _codes(entry: Entry) -> set[str]:
+    codes = {finding.split(":")[0] for finding in entry.facts.get("findings", ())}
+    return codes | ({"clamped"} if entry.facts.get("clamped_sides") else set())

@@ -1,0 +1,76 @@
+"""Crop a folder: the work of `retroln crop` on every case of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from retroln.settings import Hu, LabelScheme, RoiSpec
+from retroln.steps.files import crop_files
+from retroln.steps.folder_listing import FolderCase, Listing, list_cts, require_apart, with_part
+from retroln.steps.folders import Result
+
+_RECIPE = 1  # goes up when the same files and options give another crop than before
+_FACTS = ("box_voxel", "clamped_sides", "findings", "rung", "truncated")
+
+
+@dataclass(frozen=True)
+class CropTool:
+    """What `retroln.steps.folders.run_folder` does with each case; see `crop_files` for the options."""
+
+    output_dir: Path
+    label_ids: LabelScheme = "totalseg-v2"
+    normalize: bool = True
+    hu: Hu = field(default_factory=Hu)
+    spec: RoiSpec = field(default_factory=RoiSpec)
+
+    @property
+    def command(self) -> str:
+        """Name of the command."""
+        return "crop"
+
+    def list_cases(
+        self, input_dir: Path, vertebrae_dir: Path, mask_dir: Path | None = None, pattern: str = "*"
+    ) -> Listing:
+        """Every CT of a folder with its vertebrae and, when masks are asked for, its mask.
+
+        Raises:
+            NotFoundError: no such folder, or no CT in it.
+            UserError: the results would go where the input comes from.
+        """
+        others = [folder for folder in (vertebrae_dir, mask_dir) if folder]
+        require_apart(self.output_dir, input_dir, *others, nested="/" in pattern)
+        listing = with_part(list_cts(input_dir, pattern), "vertebrae", vertebrae_dir, level_folders=True)
+        return with_part(listing, "mask", mask_dir) if mask_dir else listing
+
+    def options(self) -> dict[str, Any]:
+        """All that decides a crop beside the case's files."""
+        return {
+            "recipe": _RECIPE,
+            "label_ids": self.label_ids,
+            "hu_window": [self.hu.low, self.hu.high] if self.normalize else None,
+            "spec": self.spec.model_dump(),
+        }
+
+    def work(self, case: FolderCase) -> Result:
+        """Crop one case.
+
+        Raises:
+            InputError: unusable or unfitting input.
+        """
+        report = crop_files(
+            case.parts["ct"],
+            case.parts["vertebrae"],
+            self.output_dir,
+            mask=case.parts.get("mask"),
+            label_ids=self.label_ids,
+            normalize=self.normalize,
+            hu=self.hu,
+            case_id=case.case_id,
+            spec=self.spec,
+        )
+        inside = report.record["containment"]
+        nodes = {name: inside[name] for name in ("inside_voxels", "total_voxels")} if inside else None
+        facts = {name: report.record[name] for name in _FACTS} | {"node_voxels": nodes}
+        return Result(tuple(path for path in (report.ct, report.mask, report.roi) if path), facts)
