@@ -112,7 +112,7 @@ class Settings(BaseSettings):
         "totalseg-v2", description="scheme of vertebra label maps without their own"
     )
     unanchored: Literal["accept", "review"] = Field(
-        "accept", description="what to do when neither S1 nor ribs confirm the numbering"
+        "review", description="what to do when neither a sacral S1 nor ribs confirm the numbering"
     )
     roi: RoiSpec = RoiSpec()
     hu: Hu = Hu()

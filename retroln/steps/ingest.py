@@ -176,7 +176,7 @@ def _canonicalise(
         spine = _read_vertebrae(folder / "vertebrae", entry, ct.grid)
         labels = Volume(spine.to_label_map(), ct.grid, ct.grid)
         keys["vertebrae"] = _store(workspace, labels, folder, base + "vertebrae.nii.gz")
-        workspace.store.put_bytes(_spine_facts(spine), facts_key(keys["vertebrae"]))
+        workspace.store.put_bytes(spine_facts(spine), facts_key(keys["vertebrae"]))
     if "mask" in parts:
         with naming(str(entry.mask), instead=True):
             mask = nifti.read_labels(_only_file(folder / "mask"))
@@ -229,13 +229,13 @@ def _read_vertebrae(folder: Path, entry: CaseEntry, grid: Grid) -> Vertebrae:
 
 
 def facts_key(vertebrae_key: str) -> str:
-    """Key of what one label map cannot hold: how far delivered levels overlapped, ribs seen at T12."""
+    """Key of what one label map cannot hold: how far delivered levels overlapped, where a 12th rib starts."""
     return vertebrae_key.removesuffix(".nii.gz") + ".json"
 
 
-def _spine_facts(spine: Vertebrae) -> bytes:
-    facts = {"overlap_voxels": spine.overlap_voxels, "ribs_at_t12": spine.ribs_at_t12}
-    return json.dumps(facts).encode()
+def spine_facts(spine: Vertebrae) -> bytes:
+    """Content of the object under `facts_key`."""
+    return json.dumps(spine.facts()).encode()
 
 
 def _only_file(folder: Path) -> Path:
