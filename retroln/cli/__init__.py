@@ -25,6 +25,7 @@ _COMMANDS = {
     "audit": "review",
     "status": "state",
     "requeue": "state",
+    "review": "landmarks_review",
     "withdraw": "withdraw",
     "doctor": "doctor",
 }

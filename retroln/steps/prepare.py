@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +11,13 @@ import numpy as np
 from retroln.anatomy import landmarks, roi
 from retroln.anatomy.vertebrae import Vertebrae
 from retroln.catalog.accounting import CaseOutcome, Outcome
-from retroln.catalog.records import CropDraft, LandmarksDraft, RoiDraft, ScanRecord
+from retroln.catalog.records import (
+    CropDraft,
+    LandmarkReviewRecord,
+    LandmarksDraft,
+    RoiDraft,
+    ScanRecord,
+)
 from retroln.catalog.states import ScanState
 from retroln.errors import InputError, LandmarkError, UnavailableError, naming
 from retroln.files import sha256_file, sha256_json, write_json
@@ -21,9 +25,9 @@ from retroln.imaging import nifti
 from retroln.imaging.geometry import Grid
 from retroln.imaging.volume import Volume
 from retroln.settings import Settings
+from retroln.steps import landmark_queue
 from retroln.steps.cases import OnOutcome
 from retroln.steps.claimed import Job, run_claimed
-from retroln.steps.ingest import facts_key
 from retroln.steps.runs import Backlog
 from retroln.steps.workspace import Workspace, open_workspace
 
@@ -77,7 +81,7 @@ def prepare_case(settings: Settings, run_id: int, scan: ScanRecord) -> CaseOutco
     workspace = open_workspace(settings)
     try:
         with workspace.scratch() as folder:
-            _prepare(workspace, scan, folder, run_id)
+            return _prepare(workspace, scan, folder, run_id)
     except InputError as error:
         workspace.catalog.quarantine(scan.scan_id, error.reason, str(error), run_id)
         return CaseOutcome(scan.case_id, Outcome.QUARANTINED, error.reason, str(error))
@@ -86,17 +90,33 @@ def prepare_case(settings: Settings, run_id: int, scan: ScanRecord) -> CaseOutco
     except Exception as error:
         workspace.catalog.fail(scan.scan_id, type(error).__name__, str(error), run_id)
         raise
+
+
+def _prepare(workspace: Workspace, scan: ScanRecord, folder: Path, run_id: int) -> CaseOutcome:
+    """The region by the landmarks, or the case in the queue of those that need a look at them."""
+    ct, spine = _load(workspace, scan.ct_key, folder), None
+    word = workspace.catalog.landmark_review_of(scan.scan_id)
+    ruling = landmark_queue.ruling_of(word)
+    try:
+        spine = _vertebrae(workspace, scan, folder, ruling)
+        with naming(scan.source_uri.get("vertebrae", scan.case_id)):
+            delivered = Grid(scan.source_shape, np.asarray(scan.source_affine, float))
+            assessment = landmarks.assess(
+                spine, unanchored=workspace.settings.unanchored, ct=ct, ruling=ruling
+            )
+            region = roi.locate(spine, assessment, workspace.settings.roi, delivered)
+    except LandmarkError as error:
+        landmark_queue.hold(workspace, scan, error, landmark_queue.Seen(ct, spine, _source(word)), run_id)
+        return CaseOutcome(scan.case_id, Outcome.QUARANTINED, error.reason, str(error))
+    draft = _landmarks_draft(scan, assessment, word)
+    stored = _store_region(workspace, scan, folder, ct, region)
+    workspace.catalog.record_prepared(scan.scan_id, draft, *stored, run_id)
     return CaseOutcome(scan.case_id, Outcome.DONE)
 
 
-def _prepare(workspace: Workspace, scan: ScanRecord, folder: Path, run_id: int) -> None:
-    settings = workspace.settings
-    vertebrae = _vertebrae(workspace, scan, folder)
-    delivered = Grid(scan.source_shape, np.asarray(scan.source_affine, float))
-    with naming(scan.source_uri.get("vertebrae", scan.case_id)):
-        assessment = landmarks.assess(vertebrae, unanchored=settings.unanchored)
-        region = roi.locate(vertebrae, assessment, settings.roi, delivered)
-    ct = _load(workspace, scan.ct_key, folder)
+def _store_region(
+    workspace: Workspace, scan: ScanRecord, folder: Path, ct: Volume, region: roi.Roi
+) -> tuple[RoiDraft, CropDraft]:
     mask = _load(workspace, scan.mask_key, folder) if scan.mask_key else None
     inside = roi.containment(mask, region.box) if mask else None
     document = roi.to_json(region, containment=inside)
@@ -110,23 +130,28 @@ def _prepare(workspace: Workspace, scan: ScanRecord, folder: Path, run_id: int) 
     )
     write_json(folder / "roi.json", document)
     workspace.store.put_file(folder / "roi.json", crop.roi_key)
-    workspace.catalog.record_prepared(
-        scan.scan_id, _landmarks_draft(scan, assessment), _roi_draft(region, inside, document), crop, run_id
+    return _roi_draft(region, inside, document), crop
+
+
+def _vertebrae(
+    workspace: Workspace, scan: ScanRecord, folder: Path, ruling: landmarks.Ruling | None
+) -> Vertebrae:
+    if scan.vertebrae_key is not None:
+        return landmark_queue.stored_vertebrae(workspace, scan.vertebrae_key, folder)
+    if ruling and ruling.l2_world_mm and ruling.extent_world_mm:
+        return landmark_queue.unlabelled(scan)
+    raise LandmarkError(
+        "the case came without vertebra labels",
+        reason="landmarks_missing",
+        file=scan.case_id,
+        expected="a vertebra label map or a folder vertebrae_<LEVEL>.nii.gz",
+        got="none",
+        fix="deliver one beside the CT (TotalSegmentator task total writes it)",
     )
 
 
-def _vertebrae(workspace: Workspace, scan: ScanRecord, folder: Path) -> Vertebrae:
-    if scan.vertebrae_key is None:
-        raise LandmarkError(
-            "the case came without vertebra labels",
-            reason="landmarks_missing",
-            file=scan.case_id,
-            expected="a vertebra label map or a folder vertebrae_<LEVEL>.nii.gz",
-            got="none",
-            fix="deliver one beside the CT (TotalSegmentator task total writes it)",
-        )
-    spine = Vertebrae.from_label_map(_load(workspace, scan.vertebrae_key, folder), "totalseg-v2")
-    return replace(spine, **json.loads(workspace.store.get_bytes(facts_key(scan.vertebrae_key))))
+def _source(word: LandmarkReviewRecord | None) -> str:
+    return "reviewer" if word and word.action == "correct" else "provided"
 
 
 def _load(workspace: Workspace, key: str | None, folder: Path) -> Volume:
@@ -143,15 +168,18 @@ def _store(workspace: Workspace, crop: Volume, folder: Path, key: str) -> str:
     return sha256_file(path)
 
 
-def _landmarks_draft(scan: ScanRecord, assessment: landmarks.Assessment) -> LandmarksDraft:
+def _landmarks_draft(
+    scan: ScanRecord, assessment: landmarks.Assessment, word: LandmarkReviewRecord | None
+) -> LandmarksDraft:
     return LandmarksDraft(
-        source="provided",
+        source=_source(word),
         label_ids=scan.label_ids,
         rung=assessment.rung,
         anchored=assessment.anchored,
         truncated=[level.value for level in assessment.truncated],
         findings=list(assessment.findings),
         levels=assessment.per_level,
+        confidence=assessment.confidence,
     )
 
 
