@@ -11,6 +11,7 @@ from flows.shard import told
 from retroln.catalog.accounting import Accounting
 from retroln.steps import prepare as step
 from tasks import stages
+from tasks.held import show_held
 from tasks.policy import settings_in_use
 
 
@@ -32,6 +33,7 @@ def prepare(shard_size: Size = 0, again: bool = False, dask_address: str = "") -
         fan_out(
             run, backlog, task=stages.prepare_shard, stage="prepare", size=size, dask_address=dask_address
         )
+        show_held(settings, run.run_id)
         return settle(run, "prepare", backlog)
 
 

@@ -154,7 +154,7 @@ class Settings(BaseSettings):
         "totalseg-v2", description="scheme of vertebra label maps without their own"
     )
     unanchored: Literal["accept", "review"] = Field(
-        "accept", description="what to do when neither S1 nor ribs confirm the numbering"
+        "review", description="what to do when neither a sacral S1 nor ribs confirm the numbering"
     )
     series: SeriesRule = SeriesRule()
     mask_names: str = Field(

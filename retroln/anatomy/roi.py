@@ -88,8 +88,8 @@ def locate(vertebrae: Vertebrae, assessment: Assessment, spec: RoiSpec, source: 
     """The region, exactly as docs/reference/region.md defines it.
 
     Args:
-        vertebrae: the levels, on the scan's RAS+ grid.
-        assessment: says where L2 is and which levels span the region.
+        vertebrae: tells the scan's RAS+ grid.
+        assessment: says where L2 is and how high the region reaches.
         spec: sizes, mm along the array axes.
         source: delivered grid of the scan, by default that of the vertebra label map.
 
@@ -100,8 +100,7 @@ def locate(vertebrae: Vertebrae, assessment: Assessment, spec: RoiSpec, source: 
     spacing = vertebrae.grid.spacing_mm
     lateral = _touched(assessment.l2.centre_index, left_mm, left_mm, spacing[0])
     frontal = _touched(assessment.l2.margin_index, spec.behind_mm, spec.ahead_mm, spacing[1])
-    spans = [vertebrae.levels[level].box for level in assessment.levels]
-    bottom, top = min(span.start[2] for span in spans), max(span.stop[2] for span in spans)
+    bottom, top = assessment.slices
     unclamped = VoxelBox((lateral[0], frontal[0], bottom), (lateral[1], frontal[1], top))
     box = unclamped.clamp(vertebrae.grid.shape)
     if min(box.shape) < 1:

@@ -8,7 +8,7 @@ from retroln.anatomy.vertebrae import Vertebrae
 from retroln.imaging.volume import Volume
 
 Quality = Literal["full", "fast"]
-Device = Literal["auto", "cpu", "cuda"]
+Device = Literal["auto", "cpu", "gpu"]
 
 
 class Segmented(Protocol):

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from enum import StrEnum
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -16,69 +15,35 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from retroln.anatomy.levels import (
+    LEVEL_IDS,
+    LEVEL_ORDER,
+    LUMBAR,
+    REGION_LEVELS,
+    Level,
+    Vertebra,
+    cut_out,
+    scheme_ids,
+)
+from retroln.anatomy.ribs import RIB_12_IDS, rib_12_level
 from retroln.errors import InputError, NotFoundError
 from retroln.imaging import nifti
-from retroln.imaging.geometry import Grid, VoxelBox, require_same_grid
+from retroln.imaging.geometry import Grid, require_same_grid
 from retroln.imaging.volume import Volume, occupied_box
 from retroln.settings import LabelScheme
 
+__all__ = [
+    "LEVEL_ORDER",
+    "LUMBAR",
+    "REGION_LEVELS",
+    "LabelScheme",
+    "Level",
+    "Vertebra",
+    "Vertebrae",
+    "read",
+    "scheme_ids",
+]
 _DECODERS = 2
-_RIB_REACH_MM = 45.0
-
-
-class Level(StrEnum):
-    """The vertebrae that matter here; T11 and S1 confirm the numbering and never widen the region."""
-
-    T11 = "T11"
-    T12 = "T12"
-    L1 = "L1"
-    L2 = "L2"
-    L3 = "L3"
-    L4 = "L4"
-    L5 = "L5"
-    S1 = "S1"
-
-
-LEVEL_ORDER = tuple(Level)
-LUMBAR = LEVEL_ORDER[2:7]
-REGION_LEVELS = LEVEL_ORDER[1:7]
-
-# TotalSegmentator map_to_binary.py (v1, v2 `total`); Sekuboyina et al., VerSe, Med Image Anal 2021.
-_IDS: dict[LabelScheme, dict[Level, int]] = {
-    "totalseg-v2": {level: 33 - i for i, level in enumerate(LEVEL_ORDER)},
-    "totalseg-v1": {level: 24 - i for i, level in enumerate(LEVEL_ORDER[:7])},
-    "verse": {level: 18 + i for i, level in enumerate(LEVEL_ORDER[:7])} | {Level.S1: 26},
-}
-_RIB_12_IDS: dict[LabelScheme, tuple[int, ...]] = {
-    "totalseg-v2": (103, 115),
-    "totalseg-v1": (69, 81),
-    "verse": (),
-}
-
-
-def scheme_ids(scheme: LabelScheme) -> dict[int, Level]:
-    """Label value to level. The scheme is stated by the user: v1's T9..T3 read like v2's S1..T12."""
-    return {value: level for level, value in _IDS[scheme].items()}
-
-
-@dataclass(frozen=True, eq=False)
-class Vertebra:
-    """One level: the RAS+ box of its voxels and the boolean mask inside the box."""
-
-    level: Level
-    box: VoxelBox
-    mask: NDArray[np.bool_]
-
-    @property
-    def voxels(self) -> int:
-        """How many voxels the level has, at least 1."""
-        return int(np.count_nonzero(self.mask))
-
-    def centroid_index(self) -> NDArray[np.float64]:
-        """Mean voxel index, RAS+, shape (3,)."""
-        counts = [self.mask.sum(axis=other, dtype=np.int64) for other in ((1, 2), (0, 2), (0, 1))]
-        inner = [count @ np.arange(len(count)) / count.sum() for count in counts]
-        return np.asarray(np.array(self.box.start) + np.array(inner), np.float64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,14 +55,19 @@ class Vertebrae:
         levels: only levels with at least one voxel, top to bottom.
         overlap_voxels: voxels claimed by two levels (per-level files only).
         source: grid of the label map as delivered.
-        ribs_at_t12: a labelled 12th rib starts at T12; False also when no ribs are labelled.
+        rib_12: the level that a labelled 12th rib starts at; None when no rib says so.
     """
 
     grid: Grid
     levels: Mapping[Level, Vertebra]
     overlap_voxels: int
     source: Grid
-    ribs_at_t12: bool = False
+    rib_12: Level | None = None
+
+    @property
+    def ribs_at_t12(self) -> bool:
+        """A labelled 12th rib starts at T12."""
+        return self.rib_12 is Level.T12
 
     @classmethod
     def read(cls, path: Path, scheme: LabelScheme) -> Vertebrae:
@@ -118,11 +88,11 @@ class Vertebrae:
         found: list[Vertebra] = []
         if outer is not None:
             labels = volume.array[outer.slices]
-            cut = [_cut_out(labels == value, level, outer.start) for value, level in ids.items()]
+            cut = [cut_out(labels == value, level, outer.start) for value, level in ids.items()]
             found = [vertebra for vertebra in cut if vertebra is not None]
         levels = _in_order(found)
-        ribs = _ribs_start_at_t12(volume, levels, _RIB_12_IDS[scheme])
-        return cls(volume.grid, levels, 0, volume.source, ribs)
+        rib_12 = rib_12_level(volume, levels, RIB_12_IDS[scheme])
+        return cls(volume.grid, levels, 0, volume.source, rib_12)
 
     @classmethod
     def from_folder(cls, folder: Path) -> Vertebrae:
@@ -145,11 +115,21 @@ class Vertebrae:
         levels = _in_order([part.vertebra for part in parts if part.vertebra is not None])
         return cls(grid, levels, _overlap_voxels(list(levels.values())), source)
 
+    def facts(self) -> dict[str, Any]:
+        """Plain JSON of what `to_label_map` cannot hold."""
+        return {"overlap_voxels": self.overlap_voxels, "rib_12": self.rib_12}
+
+    def with_facts(self, facts: Mapping[str, Any]) -> Vertebrae:
+        """The same levels with stored `facts`; those of the first release say `ribs_at_t12` instead."""
+        at_t12 = Level.T12 if facts.get("ribs_at_t12") else None
+        rib_12 = Level(facts["rib_12"]) if facts.get("rib_12") else at_t12
+        return replace(self, overlap_voxels=int(facts["overlap_voxels"]), rib_12=rib_12)
+
     def to_label_map(self) -> NDArray[np.uint8]:
         """RAS+ label map in TotalSegmentator v2 ids, Fortran order; where levels overlap the lower wins."""
         labels = np.zeros(self.grid.shape, np.uint8, order="F")
         for level, vertebra in self.levels.items():
-            labels[vertebra.box.slices][vertebra.mask] = _IDS["totalseg-v2"][level]
+            labels[vertebra.box.slices][vertebra.mask] = LEVEL_IDS["totalseg-v2"][level]
         return labels
 
 
@@ -209,16 +189,6 @@ def _require_one_label(labels: NDArray[Any], path: Path) -> None:
         )
 
 
-def _cut_out(mask: NDArray[np.bool_], level: Level, origin: Sequence[int]) -> Vertebra | None:
-    """The level of a mask whose first voxel has the index `origin`, or None if it is empty."""
-    inner = occupied_box(mask)
-    if inner is None:
-        return None
-    start = tuple(a + b for a, b in zip(origin, inner.start, strict=True))
-    stop = tuple(a + b for a, b in zip(origin, inner.stop, strict=True))
-    return Vertebra(level, VoxelBox(start, stop), mask[inner.slices].copy())  # type: ignore[arg-type]
-
-
 def _in_order(found: Sequence[Vertebra]) -> dict[Level, Vertebra]:
     by_level = {vertebra.level: vertebra for vertebra in found}
     return {level: by_level[level] for level in LEVEL_ORDER if level in by_level}
@@ -239,33 +209,3 @@ def _shared(a: Vertebra, b: Vertebra) -> int:
         for v in (a, b)
     ]
     return int(np.count_nonzero(common[0] & common[1]))
-
-
-def _ribs_start_at_t12(volume: Volume, levels: Mapping[Level, Vertebra], rib_ids: tuple[int, ...]) -> bool:
-    """True when T12 is the level whose centroid comes nearest to a 12th rib, and within 45 mm.
-
-    In the whole-spine examples that this was set on, the rib's head lies 34 to 38 mm from T12's centroid
-    and 44 mm or more from T11's and L1's, so a numbering that is one level off does not pass. Levels cut by
-    the top or bottom border say nothing.
-    """
-    whole = {
-        level: v for level, v in levels.items() if v.box.start[2] > 0 and v.box.stop[2] < volume.grid.shape[2]
-    }
-    if Level.T12 not in whole or not rib_ids:
-        return False
-    spacing_mm = np.array(volume.grid.spacing_mm)
-    centre = levels[Level.T12].centroid_index()
-    reach = np.ceil(_RIB_REACH_MM / spacing_mm)
-    low, high = np.maximum(centre - reach, 0).astype(int), (centre + reach + 1).astype(int)
-    near = volume.array[tuple(slice(lo, hi) for lo, hi in zip(low, high, strict=True))]
-    ribs_mm = (np.argwhere(np.isin(near, rib_ids)) + low) * spacing_mm
-    if not len(ribs_mm):
-        return False
-    rivals = {level: whole[level] for level in LEVEL_ORDER[:3] if level in whole}
-    distance_mm = {
-        level: float(np.linalg.norm(ribs_mm - vertebra.centroid_index() * spacing_mm, axis=1).min())
-        for level, vertebra in rivals.items()
-    }
-    return min(distance_mm, key=distance_mm.__getitem__) is Level.T12 and (
-        distance_mm[Level.T12] <= _RIB_REACH_MM
-    )

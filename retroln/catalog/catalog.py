@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from retroln.catalog.claims import ClaimQueries
 from retroln.catalog.database import Database, open_database
+from retroln.catalog.landmark_reviews import LandmarkReviewQueries
 from retroln.catalog.ledger import LedgerQueries
 from retroln.catalog.predictions import PredictionQueries
 from retroln.catalog.preparation import PreparationQueries
@@ -18,6 +19,7 @@ class Catalog(
     ScanQueries,
     ClaimQueries,
     PreparationQueries,
+    LandmarkReviewQueries,
     PredictionQueries,
     WithdrawalQueries,
 ):

@@ -164,7 +164,7 @@ class Claim(Base):
 
 
 class Landmarks(Base):
-    """The vertebrae of a prepared scan and how far they can be trusted."""
+    """The vertebrae of a scan that was prepared, or held for them, and how far they can be trusted."""
 
     __tablename__ = "landmarks"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -176,7 +176,33 @@ class Landmarks(Base):
     truncated: Mapped[list[Any]]
     findings: Mapped[list[Any]]
     levels: Mapped[dict[str, Any]]
+    confidence: Mapped[float | None]
+    picture_key: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
+
+
+class LandmarkReview(Base):
+    """A person's word on the landmarks of one revision of a case; append-only, the latest one holds."""
+
+    __tablename__ = "landmark_reviews"
+    __table_args__ = (
+        CheckConstraint("action IN ('accept', 'correct')", name="action"),
+        CheckConstraint(
+            "action <> 'accept' OR (vertebrae_key IS NULL AND l2_world_mm IS NULL)", name="accept"
+        ),
+        Index("ix_landmark_reviews_scan_id", "scan_id", "id"),
+    )
+    id: Mapped[int] = mapped_column(primary_key=True)
+    case_id: Mapped[str]
+    scan_id: Mapped[int] = mapped_column(ForeignKey("scans.id"))
+    action: Mapped[str]
+    reviewer: Mapped[str]
+    comment: Mapped[str] = mapped_column(Text)
+    vertebrae_key: Mapped[str | None]
+    replaced_key: Mapped[str | None]
+    l2_world_mm: Mapped[list[Any] | None]
+    extent_world_mm: Mapped[list[Any] | None]
+    at: Mapped[datetime] = mapped_column(default=utc_now)
 
 
 class Roi(Base):

@@ -59,14 +59,9 @@ class PreparationQueries:
             scan.vertebrae_key = vertebrae_key or scan.vertebrae_key
             for table in (Landmarks, Roi, Crop):
                 session.execute(delete(table).where(table.scan_id == scan_id))
-            found = {
-                **vars(landmarks),
-                "truncated": [*landmarks.truncated],
-                "findings": [*landmarks.findings],
-            }
             session.add_all(
                 [
-                    Landmarks(scan_id=scan_id, **found),
+                    landmarks_row(scan_id, landmarks),
                     Roi(scan_id=scan_id, **{**vars(roi), "clamped_sides": [*roi.clamped_sides]}),
                     Crop(scan_id=scan_id, **vars(crop)),
                 ]
@@ -93,7 +88,7 @@ class PreparationQueries:
         raise NotFoundError(f"scan {scan_id} has no crop", fix="run `retroln prepare`")
 
     def landmarks_of(self, scan_id: int) -> LandmarksRecord:
-        """The scan's landmarks. Raises `NotFoundError` before prepare."""
+        """The scan's landmarks, used or held. Raises `NotFoundError` before prepare."""
         with self._database.reading() as session:
             if found := landmarks_or_none(session, scan_id):
                 return found
@@ -180,9 +175,15 @@ def crop_or_none(session: Session, scan_id: int) -> CropRecord | None:
 
 
 def landmarks_or_none(session: Session, scan_id: int) -> LandmarksRecord | None:
-    """The scan's landmarks, if it has been prepared."""
+    """The scan's landmarks, if prepare has judged them."""
     row = session.scalars(select(Landmarks).where(Landmarks.scan_id == scan_id)).first()
     return record_of(LandmarksRecord, row) if row else None
+
+
+def landmarks_row(scan_id: int, draft: LandmarksDraft) -> Landmarks:
+    """A new row for a scan's landmarks."""
+    listed = {"truncated": [*draft.truncated], "findings": [*draft.findings]}
+    return Landmarks(scan_id=scan_id, **(vars(draft) | listed))
 
 
 def _crop_record(crop: Crop, roi: Roi) -> CropRecord:

@@ -88,9 +88,11 @@ class LandmarksDraft:
     """The vertebrae of a scan.
 
     Attributes:
-        source: where the labels came from: "provided", or "totalseg" when they were made here.
-        rung: step of the L2 ladder that gave the reference.
+        source: where the labels came from: "provided", "totalseg" when they were made here, "reviewer".
+        rung: step of the L2 ladder that gave the reference, "none" for landmarks that hold a case back.
         levels: facts of each level (volume, centroid, ...) by level name.
+        confidence: 0 to 1, only for sorting; None in catalogs of the first release.
+        picture_key: stored picture of the landmarks, for a person; None for none.
     """
 
     source: str
@@ -100,6 +102,8 @@ class LandmarksDraft:
     truncated: Sequence[str]
     findings: Sequence[str]
     levels: dict[str, Any]
+    confidence: float | None = None
+    picture_key: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +167,46 @@ class LandmarksRecord:
     truncated: tuple[str, ...]
     findings: tuple[str, ...]
     levels: dict[str, Any]
+    confidence: float | None
+    picture_key: str | None
     created_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class LandmarkReviewDraft:
+    """A person's word on the landmarks of a scan.
+
+    Attributes:
+        action: "accept" (as labelled) or "correct".
+        vertebrae_key: stored label map that takes the place of the scan's, if one was given.
+        l2_world_mm: the middle of L2's front surface, if it was placed by hand.
+        extent_world_mm: heights of the lower end of L5 and the upper end of T12, if given by hand.
+    """
+
+    scan_id: int
+    action: str
+    reviewer: str
+    comment: str
+    vertebrae_key: str | None = None
+    l2_world_mm: tuple[float, float, float] | None = None
+    extent_world_mm: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LandmarkReviewRecord:
+    """A stored word on landmarks; fields as in the draft, `replaced_key` is the label map before it."""
+
+    review_id: int
+    case_id: str
+    scan_id: int
+    action: str
+    reviewer: str
+    comment: str
+    vertebrae_key: str | None
+    replaced_key: str | None
+    l2_world_mm: tuple[float, float, float] | None
+    extent_world_mm: tuple[float, float] | None
+    at: datetime
 
 
 @dataclass(frozen=True, kw_only=True)

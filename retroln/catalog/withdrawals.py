@@ -13,6 +13,7 @@ from retroln.catalog.models import (
     Crop,
     Dataset,
     DatasetMember,
+    LandmarkReview,
     Landmarks,
     Node,
     Prediction,
@@ -134,6 +135,7 @@ class WithdrawalQueries:
             (DatasetMember, DatasetMember.patient_id == patient_id),
             (CaseEvent, CaseEvent.scan_id.in_(ids)),
             (RunOutcome, RunOutcome.case_id.in_(cases)),
+            (LandmarkReview, LandmarkReview.scan_id.in_(ids)),
         )
         with self._database.reading() as session:
             counted = [

@@ -26,6 +26,7 @@ _COMMANDS = {
     "audit": "review",
     "status": "state",
     "requeue": "state",
+    "review": "landmarks_review",
     "withdraw": "withdraw",
     "source": "source",
     "weights": "weights",

@@ -38,6 +38,7 @@ RUNG_TEXT: Mapping[str, str] = {
     "l2": "L2 itself",
     "interpolated_l1_l3": "interpolated from L1 and L3 (L2 cut or unusable)",
     "extrapolated": "extrapolated from the nearest two lumbar levels (L2 cut or unusable)",
+    "reviewer": "L2 as a person placed it",
 }
 _FOLDER = Path(__file__).parent
 _MAX_VOXELS = 5_000_000
@@ -59,7 +60,7 @@ class CasePage:
         nodes: one mapping per node: `label`, `station`, `level`, `short_axis_mm`, `long_axis_mm`,
             `volume_mm3`, `recist`, `centroid_world_mm`.
         provenance: shown as it is, in order: model, version, training, software, source sha256.
-        rung: which landmark the region rests on (`l2`, `interpolated_l1_l3`, `extrapolated`).
+        rung: which landmark the region rests on (`l2`, `interpolated_l1_l3`, `extrapolated`, `reviewer`).
         clamped_sides: sides of the region that the field of view cut.
         cautions: further sentences a reader must see first (unanchored numbering, stand-in model).
         accounting: runs that handled the case: (name, its counts `in done skipped quarantined failed`).
@@ -248,7 +249,7 @@ def _summary(nodes: Sequence[Mapping[str, Any]]) -> str:
 
 def _cautions(page: CasePage) -> str:
     found = list(page.cautions)
-    if page.rung != "l2":
+    if page.rung not in ("l2", "reviewer"):
         found.append(f"The region does not rest on L2: {RUNG_TEXT.get(page.rung, page.rung)}.")
     if page.clamped_sides:
         found.append(f"The scan does not cover the whole region; cut at: {', '.join(page.clamped_sides)}.")

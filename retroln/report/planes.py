@@ -97,7 +97,7 @@ def picture(
     size = _size_px(ct, plane, pixel_mm)
     grey = Image.fromarray(window.grey(displayed(ct.array, plane, index)))
     image = np.array(grey.resize(size, Image.Resampling.BICUBIC).convert("RGB"))
-    ids = _resized(displayed(labels.array, plane, index), size)
+    ids = resized(displayed(labels.array, plane, index), size)
     border = outline(ids, thickness_px)
     for label in np.unique(ids[border]):
         image[border & (ids == label)] = colours.get(int(label), _OTHER_COLOUR)
@@ -130,7 +130,7 @@ def three_planes(
         one = picture(
             ct, labels, plane, at[AXES[plane][0]], colours=colours, pixel_mm=pixel_mm, window=window
         )
-        pictures.append(_lettered(one, EDGES[plane]))
+        pictures.append(lettered(one, EDGES[plane]))
     gap = 6
     width = sum(p.width for p in pictures) + gap * (len(pictures) - 1)
     sheet = Image.new("RGB", (width, max(p.height for p in pictures)), (0, 0, 0))
@@ -138,7 +138,7 @@ def three_planes(
     for one in pictures:
         sheet.paste(one, (left, (sheet.height - one.height) // 2))
         left += one.width + gap
-    return _encoded(sheet, "PNG")
+    return encoded(sheet, "PNG")
 
 
 def thumbnail(
@@ -155,7 +155,7 @@ def thumbnail(
     x, y = position_px(ct, "axial", at, pixel_mm)
     half = side_mm / 2 / pixel_mm
     box = (round(x - half), round(y - half), round(x + half), round(y + half))
-    return _encoded(image.crop(box), "JPEG")
+    return encoded(image.crop(box), "JPEG")
 
 
 def position_px(ct: Volume, plane: Plane, at: tuple[int, int, int], pixel_mm: float) -> tuple[float, float]:
@@ -171,14 +171,15 @@ def _size_px(ct: Volume, plane: Plane, pixel_mm: float) -> tuple[int, int]:
     return max(1, round(sides[0])), max(1, round(sides[1]))
 
 
-def _resized(ids: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
+def resized(ids: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
     """Nearest-neighbour resampling of a label picture to (width, height)."""
     columns = ((np.arange(size[0]) + 0.5) * ids.shape[1] / size[0]).astype(np.intp)
     rows = ((np.arange(size[1]) + 0.5) * ids.shape[0] / size[1]).astype(np.intp)
     return ids[np.ix_(rows, columns)]
 
 
-def _lettered(image: Image.Image, edges: tuple[str, str, str, str]) -> Image.Image:
+def lettered(image: Image.Image, edges: tuple[str, str, str, str]) -> Image.Image:
+    """The picture itself, with a letter at its left, right, top and bottom edge."""
     draw = ImageDraw.Draw(image)
     font = ImageFont.load_default(size=13)
     width, height = image.size
@@ -188,7 +189,8 @@ def _lettered(image: Image.Image, edges: tuple[str, str, str, str]) -> Image.Ima
     return image
 
 
-def _encoded(image: Image.Image, kind: Literal["PNG", "JPEG"]) -> bytes:
+def encoded(image: Image.Image, kind: Literal["PNG", "JPEG"]) -> bytes:
+    """The picture as a file's content."""
     stream = io.BytesIO()
     options: dict[str, Any] = {"quality": 88, "subsampling": 0} if kind == "JPEG" else {"optimize": True}
     image.save(stream, kind, **options)

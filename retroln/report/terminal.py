@@ -13,6 +13,7 @@ from retroln.errors import NotFoundError
 
 if TYPE_CHECKING:  # SQLAlchemy comes with it, which the file tools do without
     from retroln.catalog.catalog import Catalog
+    from retroln.catalog.records import LandmarkReviewRecord, LandmarksRecord, ScanRecord
 
 _SHOWN = (
     "patient_id",
@@ -60,6 +61,63 @@ def case_story(catalog: Catalog, case_id: str) -> list[Table]:
         sizes = (f"{v:.1f}" for v in (node.short_axis_mm, node.long_axis_mm, node.volume_mm3))
         found.add_row(str(node.label), *sizes, node.station or "", node.recist)
     return [facts, events, found]
+
+
+def queue_table(held: Sequence[tuple[ScanRecord, LandmarksRecord | None]]) -> Table:
+    """Cases that wait for a look at their landmarks, in the given order."""
+    table = Table("case", "patient", "since", "reason", "confidence", "what was found", title="Landmarks")
+    for scan, landmarks in held:
+        known = landmarks is not None and landmarks.confidence is not None
+        table.add_row(
+            scan.case_id,
+            scan.patient_id,
+            f"{scan.updated_at:%Y-%m-%d %H:%M}Z",
+            scan.reason or "",
+            f"{landmarks.confidence:.2f}" if landmarks and known else "",
+            scan.detail or "",
+        )
+    return table
+
+
+def level_table(levels: Mapping[str, Mapping[str, Any]]) -> Table:
+    """What was measured of each level, top to bottom."""
+    columns = ("level", "ml", "high mm", "wide mm", "to next mm", "drift mm", "bone HU", "stray", "border")
+    table = Table(*columns, title="Levels")
+    for name, found in levels.items():
+        lengths = [found.get(key) for key in ("height_mm", "width_mm", "to_next_mm", "drift_mm")]
+        contrast, fragments = found.get("bone_contrast_hu"), found.get("fragments", {})
+        table.add_row(
+            name,
+            f"{found['volume_mm3'] / 1000:.1f}",
+            *("" if length is None else f"{length:.0f}" for length in lengths),
+            "" if contrast is None else f"{contrast:.0f}",
+            f"{fragments['count']} ({fragments['share']:.1%})" if fragments.get("count") else "",
+            " ".join(found.get("touches", ())),
+        )
+    return table
+
+
+def word_table(words: Sequence[LandmarkReviewRecord]) -> Table:
+    """What people said of a case's landmarks, oldest first."""
+    table = Table("when", "scan", "who", "what", "why", title="Words on the landmarks")
+    for word in words:
+        table.add_row(
+            f"{word.at:%Y-%m-%d %H:%M}Z", str(word.scan_id), word.reviewer, _said(word), word.comment
+        )
+    return table
+
+
+def _said(word: LandmarkReviewRecord) -> str:
+    if word.action == "accept":
+        return "accepted as labelled"
+    if word.vertebrae_key:
+        return f"corrected label map {word.vertebrae_key.rsplit('/', 1)[-1]}"
+    extent = f", T12-L5 at {_numbers(word.extent_world_mm)}" if word.extent_world_mm else ""
+    return f"L2 placed at {_numbers(word.l2_world_mm or ())}{extent} mm"
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
 
 
 def stage_table(stages: Mapping[str, Accounting], title: str) -> Table:

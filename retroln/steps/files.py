@@ -87,6 +87,7 @@ def crop_files(
         "case_id": name,
         **roi.to_json(region, containment=inside, hu=window),
         "findings": list(assessment.findings),
+        "confidence": assessment.confidence,
         "truncated": [level.value for level in assessment.truncated],
         "mask": "given" if mask else "absent",
     }

@@ -260,9 +260,12 @@ def _cautions(model: Model, contract: Contract, history: CaseHistory) -> list[st
         found.append("The vertebrae were labelled by stand-in weights, which know phantoms alone.")
     if landmarks and not landmarks.anchored:
         found.append(
-            "Neither S1 next to L5 nor ribs at T12 confirm the numbering: region and levels may be one"
-            " vertebra too high or too low."
+            "Neither a sacral S1 next to L5 nor ribs at T12 confirm the numbering: region and levels may be"
+            " one vertebra too high or too low."
         )
+    for finding in landmarks.findings if landmarks else ():
+        if finding.startswith("reviewed: "):
+            found.append(f"By a person's word, {finding.removeprefix('reviewed: ')}.")
     if landmarks and landmarks.truncated:
         found.append(f"The scan's edge cuts or misses {', '.join(landmarks.truncated)}.")
     patients = {member.patient_id for member in _trained_on(model)}

@@ -250,14 +250,13 @@ def _canonicalise(workspace: Workspace, delivered: Delivered, fingerprint: str, 
 
 
 def facts_key(vertebrae_key: str) -> str:
-    """Key of what one label map cannot hold: how far delivered levels overlapped, ribs seen at T12."""
+    """Key of what one label map cannot hold: how far delivered levels overlapped, where a 12th rib starts."""
     return vertebrae_key.removesuffix(".nii.gz") + ".json"
 
 
 def spine_facts(spine: Vertebrae, **more: object) -> bytes:
     """The content of the object that `facts_key` names."""
-    facts = {"overlap_voxels": spine.overlap_voxels, "ribs_at_t12": spine.ribs_at_t12, **more}
-    return json.dumps(facts).encode()
+    return json.dumps({**spine.facts(), **more}).encode()
 
 
 def _as_json(record: dict[str, Any]) -> bytes:

@@ -12,11 +12,13 @@ import numpy as np
 
 from retroln.anatomy import landmarks
 from retroln.anatomy.segmenter import Device, OpenSegmenter, Quality, Segmented, Segmenter
+from retroln.anatomy.totalseg_weights import Weights
 from retroln.anatomy.vertebrae import LEVEL_ORDER, Level, Vertebrae
 from retroln.errors import ConflictError, InputError, LandmarkError, UserError, naming
 from retroln.imaging import nifti
 from retroln.imaging.geometry import require_same_grid
 from retroln.imaging.volume import Volume
+from retroln.settings import Settings, TotalSegSpec
 from retroln.steps.folder_listing import FolderCase, Listing, list_cts, require_apart, shown
 from retroln.steps.folders import Result, ToolError
 
@@ -80,7 +82,7 @@ class LandmarksTool:
         }
         try:
             with naming(self._target(case.case_id)):
-                judged = landmarks.assess(spine, unanchored="accept")
+                judged = landmarks.assess(spine, unanchored="accept", ct=ct)
         except LandmarkError as error:
             return Result(outputs, facts, held=error)
         facts["findings"] += judged.findings
@@ -108,11 +110,31 @@ class LandmarksTool:
         return (target,)
 
 
-def open_totalseg(quality: Quality, device: Device) -> Segmenter:
-    """TotalSegmentator; see `retroln.anatomy.totalseg`."""
-    from retroln.anatomy.totalseg import open_segmenter
+@dataclass(frozen=True)
+class TotalSegmentator:
+    """TotalSegmentator with the weights that the settings pin, its networks kept in this process."""
 
-    return open_segmenter(quality, device)
+    weights: Weights
+    spec: TotalSegSpec
+
+    def segment(self, ct: Volume) -> Segmented:
+        """As `retroln.anatomy.totalseg_vertebrae.segment`."""
+        from retroln.anatomy.totalseg_vertebrae import segment
+
+        return segment(ct, self.weights, self.spec)
+
+
+def open_totalseg(quality: Quality, device: Device) -> Segmenter:
+    """TotalSegmentator by `RETROLN_TOTALSEG__*`, of which the command line names quality and device.
+
+    Raises:
+        UserError: as `weights_copy.fetch`.
+    """
+    from retroln.steps import weights_copy
+
+    settings = Settings()
+    spec = settings.totalseg.model_copy(update={"quality": quality, "device": device})
+    return TotalSegmentator(weights_copy.fetch(settings.model_copy(update={"totalseg": spec})), spec)
 
 
 @lru_cache(maxsize=1)

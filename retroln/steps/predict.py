@@ -37,7 +37,7 @@ def predict_file(
     require_same_grid(volume.grid, spine.grid, what="vertebra label map", file=vertebrae)
     predictor = predictor_for(bundle, device)
     with naming(vertebrae):
-        assessment = landmarks.assess(spine, unanchored="accept")
+        assessment = landmarks.assess(spine, unanchored="accept", ct=volume)
         region = roi.locate(spine, assessment, predictor.contract.roi, volume.source)
     predicted = predictor.predict(volume.crop(region.box))
     found = nodes.findings(predicted, predictor.contract.min_finding_mm3).astype(np.uint16)

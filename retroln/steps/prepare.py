@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from retroln.anatomy import landmarks, roi
 from retroln.catalog.accounting import CaseOutcome, Outcome
-from retroln.catalog.records import CropDraft, LandmarksDraft, RoiDraft, ScanRecord
+from retroln.catalog.records import (
+    CropDraft,
+    LandmarksDraft,
+    RoiDraft,
+    ScanRecord,
+)
 from retroln.catalog.states import ScanState
-from retroln.errors import InputError, UnavailableError, naming
+from retroln.errors import InputError, LandmarkError, UnavailableError, naming
 from retroln.files import sha256_file, sha256_json, write_json
 from retroln.imaging import nifti
 from retroln.imaging.geometry import Grid
 from retroln.imaging.volume import Volume
 from retroln.settings import Settings
+from retroln.steps import landmark_queue
 from retroln.steps.cases import OnOutcome
 from retroln.steps.claimed import Job, run_claimed
 from retroln.steps.runs import Backlog
@@ -85,7 +91,7 @@ def prepare_case(settings: Settings, run_id: int, scan: ScanRecord) -> CaseOutco
     workspace = open_workspace(settings)
     try:
         with workspace.scratch() as folder:
-            _prepare(workspace, scan, folder, run_id)
+            return _prepare(workspace, scan, folder, run_id)
     except InputError as error:
         workspace.catalog.quarantine(scan.scan_id, error.reason, str(error), run_id)
         return CaseOutcome(scan.case_id, Outcome.QUARANTINED, error.reason, str(error))
@@ -94,18 +100,34 @@ def prepare_case(settings: Settings, run_id: int, scan: ScanRecord) -> CaseOutco
     except Exception as error:
         workspace.catalog.fail(scan.scan_id, type(error).__name__, str(error), run_id)
         raise
+
+
+def _prepare(workspace: Workspace, scan: ScanRecord, folder: Path, run_id: int) -> CaseOutcome:
+    """The region by the landmarks, or the case in the queue of those that need a look at them."""
+    ct = _load(workspace, scan.ct_key, folder)
+    word = workspace.catalog.landmark_review_of(scan.scan_id)
+    ruling, seen = landmark_queue.ruling_of(word), landmark_queue.Seen(ct)
+    try:
+        spine = spine_of(workspace, scan, ct, folder, word)
+        seen = landmark_queue.Seen(ct, spine.vertebrae, spine.source, spine.key)
+        with naming(spine.name):
+            delivered = Grid(scan.source_shape, np.asarray(scan.source_affine, float))
+            assessment = landmarks.assess(
+                spine.vertebrae, unanchored=workspace.settings.unanchored, ct=ct, ruling=ruling
+            )
+            region = roi.locate(spine.vertebrae, assessment, workspace.settings.roi, delivered)
+    except LandmarkError as error:
+        landmark_queue.hold(workspace, scan, error, seen, run_id)
+        return CaseOutcome(scan.case_id, Outcome.QUARANTINED, error.reason, str(error))
+    draft = _landmarks_draft(scan, spine, assessment)
+    stored = _store_region(workspace, scan, folder, ct, region)
+    workspace.catalog.record_prepared(scan.scan_id, draft, *stored, run_id, vertebrae_key=spine.key)
     return CaseOutcome(scan.case_id, Outcome.DONE)
 
 
-def _prepare(workspace: Workspace, scan: ScanRecord, folder: Path, run_id: int) -> None:
-    settings = workspace.settings
-    load_ct = cache(partial(_load, workspace, scan.ct_key, folder))
-    spine = spine_of(workspace, scan, load_ct, folder)
-    delivered = Grid(scan.source_shape, np.asarray(scan.source_affine, float))
-    with naming(spine.name):
-        assessment = landmarks.assess(spine.vertebrae, unanchored=settings.unanchored)
-        region = roi.locate(spine.vertebrae, assessment, settings.roi, delivered)
-    ct = load_ct()
+def _store_region(
+    workspace: Workspace, scan: ScanRecord, folder: Path, ct: Volume, region: roi.Roi
+) -> tuple[RoiDraft, CropDraft]:
     mask = _load(workspace, scan.mask_key, folder) if scan.mask_key else None
     inside = roi.containment(mask, region.box) if mask else None
     document = roi.to_json(region, containment=inside)
@@ -119,14 +141,7 @@ def _prepare(workspace: Workspace, scan: ScanRecord, folder: Path, run_id: int) 
     )
     write_json(folder / "roi.json", document)
     workspace.store.put_file(folder / "roi.json", crop.roi_key)
-    workspace.catalog.record_prepared(
-        scan.scan_id,
-        _landmarks_draft(scan, spine, assessment),
-        _roi_draft(region, inside, document),
-        crop,
-        run_id,
-        vertebrae_key=spine.key,
-    )
+    return _roi_draft(region, inside, document), crop
 
 
 def _load(workspace: Workspace, key: str | None, folder: Path) -> Volume:
@@ -152,6 +167,7 @@ def _landmarks_draft(scan: ScanRecord, spine: Spine, assessment: landmarks.Asses
         truncated=[level.value for level in assessment.truncated],
         findings=[*spine.findings, *assessment.findings],
         levels=assessment.per_level,
+        confidence=assessment.confidence,
     )
 
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from retroln.anatomy import totalseg
 from retroln.anatomy.totalseg_weights import Weights
 from retroln.anatomy.vertebrae import Vertebrae
-from retroln.catalog.records import ScanRecord
+from retroln.catalog.records import LandmarkReviewRecord, ScanRecord
 from retroln.errors import LandmarkError, NotFoundError
 from retroln.files import sha256_json
 from retroln.imaging import nifti
@@ -19,7 +18,10 @@ from retroln.imaging.volume import Volume
 from retroln.settings import Settings, TotalSegSpec
 from retroln.steps import weights, weights_copy
 from retroln.steps.ingest import facts_key, spine_facts
+from retroln.steps.landmark_queue import stored_vertebrae, unlabelled
 from retroln.steps.workspace import Workspace
+
+Source = Literal["provided", "totalseg", "reviewer"]
 
 _SHORT = 16  # hex digits of a hash in keys
 
@@ -36,7 +38,7 @@ class Spine:
     """
 
     vertebrae: Vertebrae
-    source: Literal["provided", "totalseg"]
+    source: Source
     key: str | None
     name: str
     findings: tuple[str, ...] = ()
@@ -61,45 +63,57 @@ def bring_weights(settings: Settings) -> None:
         weights_copy.fetch(settings)
 
 
-def spine_of(workspace: Workspace, scan: ScanRecord, load_ct: Callable[[], Volume], folder: Path) -> Spine:
+def spine_of(
+    workspace: Workspace, scan: ScanRecord, ct: Volume, folder: Path, word: LandmarkReviewRecord | None
+) -> Spine:
     """The scan's vertebrae; labels that were delivered are taken whatever the settings say.
 
-    Labels that were made before, with the same weights and options, are taken from the store. When
-    TotalSegmentator is not to be used any more, a scan keeps the labels that it was prepared with.
+    Labels of which a person has spoken are the ones that person saw. Labels that were made before, with the
+    same weights and options, are taken from the store. When TotalSegmentator is not to be used any more, a
+    scan keeps the labels that it was prepared with.
 
     Args:
-        load_ct: gives the scan's canonical CT, where it is needed.
+        ct: the scan's canonical CT.
         folder: scratch.
+        word: what a person said of the scan's landmarks, if anybody did.
 
     Raises:
         LandmarkError: `landmarks_missing`, or as `totalseg_vertebrae.segment`.
     """
-    if scan.vertebrae_key is not None and "vertebrae" in scan.source_uri:
-        vertebrae, _ = _stored(workspace, scan.vertebrae_key, folder)
-        return Spine(vertebrae, "provided", None, scan.source_uri["vertebrae"])
-    if workspace.settings.landmarks == "totalseg":
-        return _totalseg(workspace, scan, load_ct, folder)
-    if scan.vertebrae_key is None:
-        raise LandmarkError(
-            "the case came without vertebra labels",
-            reason="landmarks_missing",
-            file=scan.case_id,
-            expected="a vertebra label map or a folder vertebrae_<LEVEL>.nii.gz",
-            got="none",
-            fix="deliver one beside the CT (TotalSegmentator task total writes it), or have it made here with"
-            " RETROLN_LANDMARKS=totalseg and requeue",
-        )
-    vertebrae, findings = _stored(workspace, scan.vertebrae_key, folder)
-    return Spine(vertebrae, "totalseg", scan.vertebrae_key, scan.vertebrae_key, findings)
+    key, delivered = scan.vertebrae_key, scan.source_uri.get("vertebrae")
+    if key is None and word and word.l2_world_mm and word.extent_world_mm:
+        return Spine(unlabelled(scan), "reviewer", None, scan.case_id)
+    if key is None or not (word or delivered):
+        if workspace.settings.landmarks == "totalseg":
+            return _totalseg(workspace, scan, ct, folder)
+        if key is None:
+            raise _missing(scan)
+    vertebrae, findings = _stored(workspace, key, folder)
+    source: Source = (
+        "reviewer" if word and word.action == "correct" else "provided" if delivered else "totalseg"
+    )
+    return Spine(vertebrae, source, None, delivered or key, findings)
 
 
-def _totalseg(workspace: Workspace, scan: ScanRecord, load_ct: Callable[[], Volume], folder: Path) -> Spine:
+def _missing(scan: ScanRecord) -> LandmarkError:
+    return LandmarkError(
+        "the case came without vertebra labels",
+        reason="landmarks_missing",
+        file=scan.case_id,
+        expected="a vertebra label map or a folder vertebrae_<LEVEL>.nii.gz",
+        got="none",
+        fix="deliver one beside the CT (TotalSegmentator task total writes it), or have it made here with"
+        " RETROLN_LANDMARKS=totalseg and requeue",
+    )
+
+
+def _totalseg(workspace: Workspace, scan: ScanRecord, ct: Volume, folder: Path) -> Spine:
     copy = weights_copy.fetch(workspace.settings)
     key = _key(workspace.settings.totalseg, scan, copy)
     try:
         vertebrae, findings = _stored(workspace, key, folder)
     except NotFoundError:
-        vertebrae, findings = _make(workspace, load_ct(), copy, key, folder)
+        vertebrae, findings = _make(workspace, ct, copy, key, folder)
     return Spine(vertebrae, "totalseg", key, key, findings)
 
 
@@ -113,10 +127,7 @@ def _key(spec: TotalSegSpec, scan: ScanRecord, copy: Weights) -> str:
 def _stored(workspace: Workspace, key: str, folder: Path) -> tuple[Vertebrae, tuple[str, ...]]:
     """Labels that lie in the store, with the findings of those that made them. Raises `NotFoundError`."""
     facts = json.loads(workspace.store.get_bytes(facts_key(key)))
-    findings = tuple(facts.pop("findings", ()))
-    path = folder / "vertebrae.nii.gz"
-    workspace.store.get_file(key, path)
-    return replace(Vertebrae.from_label_map(nifti.read(path), "totalseg-v2"), **facts), findings
+    return stored_vertebrae(workspace, key, folder), tuple(facts.get("findings", ()))
 
 
 def _make(

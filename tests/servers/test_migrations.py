@@ -18,7 +18,7 @@ from retroln.catalog import migrations
 from retroln.catalog.accounting import CaseOutcome, Outcome
 from retroln.catalog.catalog import Catalog
 from retroln.catalog.models import Base
-from retroln.catalog.records import ScanDraft
+from retroln.catalog.records import LandmarkReviewDraft, ScanDraft
 from retroln.errors import ConflictError, SettingsError, UnavailableError, UserError
 
 
@@ -142,6 +142,29 @@ def test_scans_keep_their_references_and_rules_when_they_learn_to_be_withdrawn(
             session.execute(text(refused))
     with catalog.database.writing() as session:
         session.execute(text("UPDATE scans SET state = 'withdrawn' WHERE id = 2"))
+    catalog.close()
+
+
+def test_landmarks_of_an_older_catalog_have_no_confidence_and_take_words(catalog_url: str, tmp_path: Path):
+    (tmp_path / "new").mkdir()
+    moment = "'2026-01-02 03:04:05.000000'" if catalog_url.startswith("sqlite") else "now()"
+    _upgrade(
+        catalog_url,
+        "0006",
+        "INSERT INTO scans (id, case_id, patient_id, revision, source_uri, source_fingerprint, label_ids, "
+        "ct_key, state, reason, created_at, updated_at) VALUES (1, 'c1', 'p1', 1, '{}', 'f', 'verse', 'k', "
+        f"'quarantined', 'unanchored', {moment}, {moment})",
+        "INSERT INTO landmarks (scan_id, source, label_ids, rung, anchored, truncated, findings, levels, "
+        f"created_at) VALUES (1, 'provided', 'verse', 'l2', true, '[]', '[]', '{{}}', {moment})",
+    )
+    catalog = Catalog.open(catalog_url)
+    ((scan, landmarks),) = catalog.landmark_queue()
+    assert landmarks is not None
+    assert (landmarks.rung, landmarks.confidence, landmarks.picture_key) == ("l2", None, None)
+    catalog.review_landmarks(
+        LandmarkReviewDraft(scan_id=scan.scan_id, action="accept", reviewer="r", comment="c")
+    )
+    assert catalog.scans_to_prepare() == [1]
     catalog.close()
 
 

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from spine import V2, grid_ras, spine, spine_labels
 
-from retroln.anatomy.landmarks import L2Reference, assess, reference_of
+from retroln.anatomy.landmarks import L2Reference, Ruling, account_of, assess, reference_of
 from retroln.anatomy.vertebrae import LEVEL_ORDER, Level, Vertebrae
 from retroln.errors import LandmarkError
 from retroln.imaging.volume import Volume
 
 Labels = NDArray[np.uint8]
-NO_S1 = LEVEL_ORDER[:-1]
+UNANCHORED = "unanchored: neither a sacral S1 nor ribs confirm the numbering"
+
+
+def _with_rib(found: Vertebrae) -> Vertebrae:
+    """Blocks have no shape that could confirm their names; a rib can."""
+    return replace(found, rib_12=Level.T12)
 
 
 def _without(*levels: Level) -> Labels:
@@ -23,11 +29,16 @@ def _without(*levels: Level) -> Labels:
 
 
 def test_faultless_spine() -> None:
-    found = assess(spine(), unanchored="review")
+    found = assess(_with_rib(spine()), unanchored="review")
     assert (found.rung, found.anchored, found.truncated, found.findings) == ("l2", True, (), ())
+    assert found.confidence == 1.0
     assert found.l2 == L2Reference(45, 52, 18, 29.5)
     assert found.levels == LEVEL_ORDER[1:7]
     assert found.per_level["L2"]["volume_mm3"] == 12 * 10 * 8 * 48
+    assert found.per_level["L2"]["height_mm"] == 8 * 3
+    assert found.per_level["L2"]["to_next_mm"] == pytest.approx(np.hypot(11 * 3, 4), abs=1e-3)
+    assert found.per_level["S1"]["to_next_mm"] is None
+    assert found.per_level["L2"]["drift_mm"] == 0
     assert found.per_level["L2"]["centroid_world_mm"] == [-100 + 29.5 * 4, -50 + 13.5 * 4, 20 + 48.5 * 3]
 
 
@@ -64,7 +75,7 @@ def test_fused_l2_l3_is_not_taken_for_l2() -> None:
     labels[labels == V2[Level.L3]] = V2[Level.L2]
     found = assess(spine(labels), unanchored="accept")
     assert found.rung == "extrapolated"
-    assert "implausible: L2 does not have the size of a vertebra" in found.findings
+    assert "implausible: L2 does not have the size of one solid vertebra" in found.findings
 
 
 def test_fragment_of_l2_is_not_taken_for_l2() -> None:
@@ -80,10 +91,10 @@ def _cropped(lo: int, hi: int, axis: int = 2) -> Vertebrae:
 
 
 def test_t12_cut_or_absent_passes_as_truncated() -> None:
-    cut = assess(_cropped(0, 72), unanchored="accept")
+    cut = assess(_with_rib(_cropped(0, 72)), unanchored="accept")
     assert cut.truncated == (Level.T12,)
     assert cut.findings == ("cut: T12 touches the superior border",)
-    absent = assess(_cropped(0, 66), unanchored="accept")
+    absent = assess(_with_rib(_cropped(0, 66)), unanchored="accept")
     assert absent.truncated == (Level.T12,)
     assert absent.findings == ("absent: T12 is not labelled",)
 
@@ -107,12 +118,11 @@ def test_missing_spinous_processes_do_not_spoil_l2() -> None:
 
 
 def test_numbering_without_anchor_is_recorded_or_reviewed() -> None:
-    labels = spine_labels(levels=NO_S1)
-    found = assess(spine(labels), unanchored="accept")
+    found = assess(spine(), unanchored="accept")
     assert not found.anchored
-    assert found.findings == ("unanchored: neither S1 nor ribs confirm the numbering",)
+    assert found.findings == (UNANCHORED,)
     with pytest.raises(LandmarkError) as caught:
-        assess(spine(labels), unanchored="review")
+        assess(spine(), unanchored="review")
     assert caught.value.reason == "unanchored"
 
 
@@ -137,8 +147,23 @@ def _speck(labels: Labels) -> Labels:
     return labels
 
 
-def _stray(labels: Labels) -> Labels:
-    labels[2, 2, 88] = V2[Level.L5]
+def _in_halves(labels: Labels) -> Labels:
+    labels[29:31, :, 23:31] = 0  # a gap through L4, two voxels wide
+    return labels
+
+
+def _aside(labels: Labels) -> Labels:
+    moved = labels == V2[Level.L4]
+    labels[moved] = 0
+    labels[np.roll(moved, 8, axis=0)] = V2[Level.L4]  # 32 mm to the right
+    return labels
+
+
+def _skipped(labels: Labels) -> Labels:
+    """L3's vertebra is called L4 and so on: L2 and L4 lie one vertebra apart."""
+    for called, really in ((Level.S1, Level.L5), (Level.L5, Level.L4), (Level.L4, Level.L3)):
+        labels[labels == V2[called]] = 0
+        labels[labels == V2[really]] = V2[called]
     return labels
 
 
@@ -148,7 +173,9 @@ def _renumbered(labels: Labels) -> Labels:
     return labels
 
 
-@pytest.mark.parametrize("spoil", [_swapped, _upside_down, _swollen, _speck, _stray, _renumbered])
+@pytest.mark.parametrize(
+    "spoil", [_swapped, _upside_down, _swollen, _speck, _in_halves, _aside, _skipped, _renumbered]
+)
 def test_implausible_spine_is_refused(spoil: Callable[[Labels], Labels]) -> None:
     with pytest.raises(LandmarkError) as caught:
         assess(spine(spoil(spine_labels())), unanchored="accept")
@@ -175,6 +202,119 @@ def test_no_lumbar_level_is_refused(levels: tuple[Level, ...]) -> None:
     with pytest.raises(LandmarkError) as caught:
         assess(spine(spine_labels(levels=levels)), unanchored="accept")
     assert caught.value.reason == "no_lumbar_level"
+
+
+def test_stray_pieces_are_left_out_counted_and_told() -> None:
+    labels = spine_labels()
+    labels[2:4, 2:4, 80:86] = V2[Level.L2]  # 24 voxels far above, in one piece
+    labels[50, 50, 5] = V2[Level.L2]
+    found = assess(spine(labels), unanchored="accept")
+    assert found.l2 == L2Reference(45, 52, 18, 29.5)
+    assert found.per_level["L2"]["voxels"] == 960
+    assert found.per_level["L2"]["fragments"] == {
+        "count": 2,
+        "voxels": 25,
+        "share": pytest.approx(25 / 985, abs=1e-5),
+    }
+    assert found.findings == ("fragments: L2 has 2 stray pieces, 2.5% of its voxels, left out", UNANCHORED)
+    assert found.slices == (12, 75)
+
+
+def test_l2_in_pieces_is_not_taken_for_l2() -> None:
+    labels = spine_labels()
+    labels[29:31, :, 45:53] = 0
+    found = assess(spine(labels), unanchored="accept")
+    assert found.rung == "interpolated_l1_l3"
+
+
+def test_a_rib_elsewhere_contradicts_the_names() -> None:
+    with pytest.raises(LandmarkError, match="the 12th rib starts at L1") as caught:
+        assess(replace(spine(), rib_12=Level.L1), unanchored="accept")
+    assert caught.value.reason == "numbering_doubtful"
+
+
+def test_a_bent_spine_is_not_beside_itself() -> None:
+    """A thoracolumbar scoliosis: 25 mm to the side over seven levels, in an arc."""
+    labels = spine_labels()
+    for level, right in zip(LEVEL_ORDER, (0, 3, 5, 6, 6, 5, 3, 0), strict=True):
+        moved = labels == V2[level]
+        labels[moved] = 0
+        labels[np.roll(moved, right, axis=0)] = V2[level]
+    assert assess(spine(labels), unanchored="accept").rung == "l2"
+
+
+def test_acceptance_lets_an_implausible_spine_pass_and_says_so() -> None:
+    swollen = spine(_swollen(spine_labels()))
+    found = assess(swollen, unanchored="review", ruling=Ruling("Dr A", accepted=True))
+    assert (found.rung, found.anchored) == ("l2", True)
+    assert Level.L4 in found.levels
+    assert "reviewed: the landmarks were accepted by Dr A" in found.findings
+    assert any(finding.startswith("accepted: L4 does not have the size") for finding in found.findings)
+
+
+def test_acceptance_takes_a_cut_l2_as_labelled() -> None:
+    cut = _cropped(26, 50)
+    assert assess(cut, unanchored="review", ruling=Ruling("Dr A", accepted=True)).rung == "l2"
+
+
+@pytest.mark.parametrize("levels", [(), (Level.T11, Level.T12), (Level.L4,)])
+def test_acceptance_makes_no_landmarks(levels: tuple[Level, ...]) -> None:
+    with pytest.raises(LandmarkError) as caught:
+        assess(spine(spine_labels(levels=levels)), unanchored="accept", ruling=Ruling("Dr A", accepted=True))
+    assert caught.value.reason in ("no_lumbar_level", "l2_unresolved")
+
+
+def test_a_corrected_map_confirms_the_numbering_and_is_still_checked() -> None:
+    renamed = replace(spine(), rib_12=Level.L1)
+    assert assess(renamed, unanchored="review", ruling=Ruling("Dr A")).anchored
+    with pytest.raises(LandmarkError) as caught:
+        assess(spine(_swollen(spine_labels())), unanchored="review", ruling=Ruling("Dr A"))
+    assert caught.value.reason == "landmarks_implausible"
+
+
+def test_l2_placed_by_hand_gives_margin_and_centre() -> None:
+    without = spine(_without(Level.L2))
+    point = tuple(without.grid.world_mm(np.array([29.5, 18, 48.5])))
+    found = assess(without, unanchored="review", ruling=Ruling("Dr A", l2_world_mm=point))
+    assert found.rung == "reviewer"
+    assert found.l2 == pytest.approx((48.5, 48.5, 18, 29.5))
+    assert found.slices == (12, 75)
+    assert found.truncated == ()
+
+
+def test_l2_and_extent_by_hand_need_no_label_at_all() -> None:
+    empty = spine(spine_labels(levels=()))
+    x, y, z = empty.grid.world_mm(np.array([29.5, 18, 48.5]))
+    bottom, top = (float(empty.grid.world_mm(np.array([0, 0, k]))[2]) for k in (12, 74))
+    with pytest.raises(LandmarkError, match="--extent"):
+        assess(empty, unanchored="accept", ruling=Ruling("Dr A", l2_world_mm=(x, y, z)))
+    for extent in ((bottom, top), (top, bottom)):
+        ruling = Ruling("Dr A", l2_world_mm=(x, y, z), extent_world_mm=extent)
+        found = assess(empty, unanchored="review", ruling=ruling)
+        assert (found.slices, found.levels, found.anchored) == ((12, 75), (), True)
+
+
+@pytest.mark.parametrize(
+    "ruling",
+    [
+        Ruling("Dr A", l2_world_mm=(900.0, 0.0, 165.0)),
+        Ruling("Dr A", l2_world_mm=(18.0, 22.0, 165.0), extent_world_mm=(900.0, 950.0)),
+    ],
+)
+def test_a_point_outside_the_scan_is_refused(ruling: Ruling) -> None:
+    with pytest.raises(LandmarkError, match="outside the scan") as caught:
+        assess(spine(), unanchored="accept", ruling=ruling)
+    assert caught.value.reason == "l2_unresolved"
+
+
+def test_the_account_of_a_refused_spine_keeps_every_number() -> None:
+    swollen = spine(_swollen(spine_labels()))
+    with pytest.raises(LandmarkError) as caught:
+        assess(swollen, unanchored="accept")
+    account = account_of(swollen, caught.value)
+    assert set(account.per_level) == {level.value for level in LEVEL_ORDER}
+    assert any(finding.startswith("landmarks_implausible: L4") for finding in account.findings)
+    assert 0 < account.confidence < 0.5
 
 
 def test_l2_alone_is_enough_and_shows_what_is_missing() -> None:

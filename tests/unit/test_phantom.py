@@ -5,15 +5,16 @@ from __future__ import annotations
 import time
 from functools import cache
 from itertools import pairwise
+from typing import Literal
 
 import cc3d
 import numpy as np
 import pytest
 
-from retroln.imaging.phantom import Phantom, PhantomSpec, make_phantom
+from retroln.imaging.phantom import Phantom, PhantomSpec, make_phantom, shifted_names
 from retroln.imaging.phantom.lesions import STATIONS, draw_shape, draw_sizes
 from retroln.imaging.phantom.make import make_anatomy
-from retroln.imaging.phantom.spec import ORIENTATIONS
+from retroln.imaging.phantom.spec import ORIENTATIONS, Variant
 
 COARSE = (2.0, 2.0, 3.0)
 SPINE_IDS = tuple(range(26, 34))
@@ -208,6 +209,53 @@ def test_missing_and_fused_levels() -> None:
     assert (fused.vertebrae.array == 30).sum() > 1.9 * (coarse(3).vertebrae.array == 30).sum()
 
 
+def test_names_change_the_label_map_alone() -> None:
+    high = make_phantom(PhantomSpec(3, COARSE, level_names=shifted_names(1)))
+    usual = coarse(3)
+    assert np.array_equal(high.ct.array, usual.ct.array)
+    assert np.array_equal(high.vertebrae.array == 31, usual.vertebrae.array == 30)  # L2 is called L1
+    assert np.array_equal(high.vertebrae.array == 27, usual.vertebrae.array == 26)  # S1 is called L5
+    assert set(np.unique(high.vertebrae.array)) == {0, *range(27, 34)}
+    assert shifted_names(0) == PhantomSpec(3).level_names
+
+
+def _width_mm(phantom: Phantom, label: int) -> float:
+    return float(np.ptp(np.argwhere(phantom.vertebrae.array == label)[:, 0]) * COARSE[0])
+
+
+@pytest.mark.parametrize(
+    ("variant", "label", "wider"),
+    [("l6", 32, True), ("lumbar_rib", 31, False), ("sacralised_l5", 27, True)],
+)
+def test_a_variant_changes_the_vertebra_that_it_is_about(variant: Variant, label: int, wider: bool) -> None:
+    other = make_phantom(PhantomSpec(3, COARSE, variant=variant))
+    widths = _width_mm(other, label), _width_mm(coarse(3), label)
+    assert (widths[0] > 1.1 * widths[1]) if wider else (widths[0] < 0.8 * widths[1])
+    for same in {28, 29, 30}:
+        assert _width_mm(other, same) == _width_mm(coarse(3), same)
+
+
+@pytest.mark.parametrize(
+    ("variant", "labels", "vertebra"),
+    [
+        ("usual", "twelfth", 32),
+        ("l6", "twelfth", 33),
+        ("lumbar_rib", "twelfth", 32),
+        ("lumbar_rib", "lowest", 31),
+    ],
+)
+def test_labelled_ribs_start_at_their_vertebra(
+    variant: Variant, labels: Literal["twelfth", "lowest"], vertebra: int
+) -> None:
+    phantom = make_phantom(PhantomSpec(3, COARSE, variant=variant, rib_labels=labels))
+    heights = heights_mm(phantom)
+    for rib in (103, 115):
+        points = phantom.ct.grid.world_mm(np.argwhere(phantom.vertebrae.array == rib))
+        start = points[np.abs(points[:, 0]).argsort()[:20]].mean(0)
+        assert min(heights, key=lambda label: abs(heights[label] - start[2])) == vertebra
+        assert (start[0] < 0) == (rib == 103)
+
+
 def test_contrast_phase_lifts_the_aorta() -> None:
     means = {
         phase: float(p.ct.array[p.vessels.array == 52].mean())
@@ -231,6 +279,8 @@ def test_node_attenuation_overlaps_bowel_and_unenhanced_vessels() -> None:
         {"tilt_deg": 60.0},
         {"field_of_view": (0.5, 0.5)},
         {"spacing_mm": (0.0, 1.0, 1.0)},
+        {"level_names": ("L1", "L2")},
+        {"level_names": ("L6",) * 8},
     ],
 )
 def test_a_meaningless_spec_is_refused(bad: dict[str, object]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -114,7 +116,22 @@ def _with_ribs(centre: tuple[int, int, int]) -> Vertebrae:
     return spine(labels)
 
 
-def test_rib_at_t12_anchors_and_rib_at_l1_does_not() -> None:
-    assert _with_ribs((37, 12, 71)).ribs_at_t12  # beside T12, slices 67..74
-    assert not _with_ribs((37, 12, 60)).ribs_at_t12  # beside L1
-    assert not spine().ribs_at_t12
+def test_a_rib_names_the_level_that_it_starts_at() -> None:
+    assert _with_ribs((37, 12, 71)).rib_12 is Level.T12  # slices 67..74
+    assert _with_ribs((37, 12, 60)).rib_12 is Level.L1
+    assert _with_ribs((55, 12, 71)).rib_12 is None  # 100 mm away
+    assert spine().rib_12 is None
+    assert _with_ribs((37, 12, 71)).ribs_at_t12 and not _with_ribs((37, 12, 60)).ribs_at_t12
+
+
+@pytest.mark.parametrize("rib_12", [None, Level.T12, Level.L1])
+def test_facts_survive_the_store(rib_12: Level | None) -> None:
+    found = replace(spine(), rib_12=rib_12, overlap_voxels=3)
+    back = spine().with_facts(json.loads(json.dumps(found.facts())))
+    assert (back.rib_12, back.overlap_voxels) == (rib_12, 3)
+
+
+def test_facts_of_the_first_release_are_understood() -> None:
+    old = {"overlap_voxels": 0, "ribs_at_t12": True}
+    assert spine().with_facts(old).rib_12 is Level.T12
+    assert spine().with_facts(old | {"ribs_at_t12": False}).rib_12 is None

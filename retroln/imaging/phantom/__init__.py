@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from retroln.imaging.phantom.make import make_phantom
-from retroln.imaging.phantom.spec import Phantom, PhantomNode, PhantomSpec
+from retroln.imaging.phantom.spec import Phantom, PhantomNode, PhantomSpec, shifted_names
 
-__all__ = ["Phantom", "PhantomNode", "PhantomSpec", "make_phantom"]
+__all__ = ["Phantom", "PhantomNode", "PhantomSpec", "make_phantom", "shifted_names"]

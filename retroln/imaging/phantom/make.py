@@ -12,7 +12,7 @@ from retroln.imaging.geometry import AxisMap, Grid
 from retroln.imaging.phantom import attenuation, lesions, mimics, organs, spine, vessels
 from retroln.imaging.phantom.canvas import Canvas, Part, ras_grid
 from retroln.imaging.phantom.shapes import Point
-from retroln.imaging.phantom.spec import Phantom, PhantomSpec
+from retroln.imaging.phantom.spec import USUAL_NAMES, Phantom, PhantomSpec
 from retroln.imaging.volume import Volume
 
 
@@ -36,6 +36,8 @@ def make_phantom(spec: PhantomSpec) -> Phantom:
     canvas = Canvas(grid)
     canvas.paint(anatomy.parts)
     labels = canvas.maps["vertebrae"]
+    if spec.level_names != USUAL_NAMES:
+        labels[...] = spine.renamed(labels, spec.level_names)
     for level in spec.missing_levels:
         labels[labels == spine.LEVEL_IDS[level]] = 0
     source = _source_grid(grid, spec.orientation)
@@ -52,10 +54,10 @@ def make_phantom(spec: PhantomSpec) -> Phantom:
 
 
 def make_anatomy(spec: PhantomSpec) -> Anatomy:
-    """Everything that the seed (and phase, node and fusion settings) decides; no grid involved."""
+    """Everything that the seed (and phase, node, fusion and variant settings) decides; no grid involved."""
     seed = spec.seed
     hu = attenuation.draw(_rng(seed, 0), spec.phase)
-    bones = spine.make_spine(_rng(seed, 1), fused_l2=spec.fused_l2)
+    bones = spine.make_spine(_rng(seed, 1), fused_l2=spec.fused_l2, variant=spec.variant)
     habitus = organs.make_habitus(_rng(seed, 2), bones)
     courses = vessels.make_courses(_rng(seed, 3), bones)
     kidneys = organs.make_kidneys(_rng(seed, 4), bones)
@@ -67,7 +69,7 @@ def make_anatomy(spec: PhantomSpec) -> Anatomy:
         *mimics.bowel_parts(_rng(seed, 7), bones, habitus, hu),
         *(part for kidney in kidneys for part in organs.kidney_parts(kidney, hu)),
         *mimics.mimic_parts(_rng(seed, 8), bones, kidneys, courses, hu),
-        *spine.rib_parts(bones, habitus.wall_half_mm, habitus.centre),
+        *spine.rib_parts(bones, habitus.wall_half_mm, habitus.centre, spec.rib_labels),
         *spine.spine_parts(bones),
         *vessels.branch_parts(_rng(seed, 10), courses, hila, hu),
         *vessels.great_vessel_parts(courses, hu),

@@ -9,6 +9,9 @@ from typing import Literal
 from retroln.imaging.volume import Volume
 
 Phase = Literal["native", "arterial", "portal"]
+Variant = Literal["usual", "l6", "sacralised_l5", "lumbar_rib"]
+USUAL_NAMES = ("S1", "L5", "L4", "L3", "L2", "L1", "T12", "T11")
+"""Names of the eight vertebrae that are modelled, bottom to top."""
 ORIENTATIONS = frozenset(
     "".join(letters) for order in permutations(("RL", "AP", "SI")) for letters in product(*order)
 )
@@ -31,7 +34,14 @@ class PhantomSpec:
         phase: contrast phase.
         node_count: number of nodes; None draws 2 to 9 by seed.
         node_free: no node at all (wins over `node_count`).
-        missing_levels: levels left out of the vertebra label map (the CT still shows them).
+        missing_levels: names left out of the vertebra label map (the CT still shows the vertebrae).
+        level_names: what the label map calls the eight vertebrae, bottom to top; "" labels one not at all.
+            See `shifted_names`.
+        variant: how the spine is numbered. `l6`: six lumbar vertebrae, the 12th ribs one vertebra higher
+            than usual. `sacralised_l5`: the lowest lumbar vertebra is grown together with the sacrum and
+            has wings like it. `lumbar_rib`: the first lumbar vertebra bears short ribs, a 13th pair.
+        rib_labels: whether the vertebra label map holds the 12th ribs (TotalSegmentator v2 ids 103, 115),
+            and which are called so: the `twelfth`, or the `lowest` pair.
         fused_l2: a block vertebra: the L2/L3 disc is bone and the label map calls both "L2".
         field_of_view: kept share of the superior extent, from 0 (lowest) to 1 (highest slice).
         extent_mm: full size of the sampled box along right, anterior, superior.
@@ -46,6 +56,9 @@ class PhantomSpec:
     node_count: int | None = None
     node_free: bool = False
     missing_levels: tuple[str, ...] = ()
+    level_names: tuple[str, ...] = USUAL_NAMES
+    variant: Variant = "usual"
+    rib_labels: Literal["none", "twelfth", "lowest"] = "none"
     fused_l2: bool = False
     field_of_view: tuple[float, float] = (0.0, 1.0)
     extent_mm: tuple[float, float, float] = (360.0, 300.0, 330.0)
@@ -59,11 +72,22 @@ class PhantomSpec:
             raise ValueError(f"phase must be native, arterial or portal, got {self.phase}")
         if abs(self.tilt_deg) > MAX_TILT_DEG:
             raise ValueError(f"tilt_deg must lie within +-{MAX_TILT_DEG}, got {self.tilt_deg}")
+        if len(self.level_names) != len(USUAL_NAMES) or not {*self.level_names} <= {*USUAL_NAMES, ""}:
+            raise ValueError(f"level_names must be eight of {USUAL_NAMES} or empty, got {self.level_names}")
         low, high = self.field_of_view
         if not 0 <= low < high <= 1:
             raise ValueError(f"field_of_view must rise within 0..1, got {self.field_of_view}")
         if min(self.spacing_mm) <= 0 or min(self.extent_mm) <= 0:
             raise ValueError("spacing_mm and extent_mm must be positive")
+
+
+def shifted_names(steps: int) -> tuple[str, ...]:
+    """The names of a spine that is numbered too high by so many levels (below 0: too low).
+
+    With 1 the vertebra L2 is called L1, and S1 is called L5; what has no name in the model gets "".
+    """
+    named = dict(enumerate(USUAL_NAMES))
+    return tuple(named.get(place + steps, "") for place in named)
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from retroln.imaging.phantom.canvas import Part
+from retroln.imaging.phantom.canvas import Part, Target
 from retroln.imaging.phantom.shapes import Barrel, Ellipsoid, Point, Shape, smooth, tube, turn
+from retroln.imaging.phantom.spec import USUAL_NAMES, Variant
 
-LEVELS = ("S1", "L5", "L4", "L3", "L2", "L1", "T12", "T11")
+LEVELS = USUAL_NAMES
 LEVEL_IDS = dict(zip(LEVELS, range(26, 34), strict=True))
-RIB_12_IDS = {-1.0: 103, 1.0: 115}
+RIB_12_IDS = (103, 115)
 """TotalSegmentator v2 ids of the left and the right 12th rib."""
 _TILT_DEG = np.array([36.0, 20.0, 8.0, -1.0, -7.0, -11.0, -13.0, -12.0])
 _HEIGHT_MM = np.array([28.0, 28.5, 28.5, 28.5, 28.0, 27.5, 26.0, 25.0])
@@ -28,7 +30,7 @@ _HALF_DEPTH_MM = np.array([17.0, 18.5, 18.5, 18.5, 18.0, 17.5, 17.0, 16.5])
 class Spine:
     """Body centres (8, 3), frames (8, 3, 3; columns right, anterior, up) and half sizes (8, 3).
 
-    Levels run upwards as in `LEVELS`.
+    Levels run upwards as in `LEVELS`, which are the names of the usual spine; see `PhantomSpec.variant`.
     """
 
     centres: Point
@@ -37,6 +39,23 @@ class Spine:
     scale: float
     cancellous_hu: float
     fused_l2: bool
+    variant: Variant = "usual"
+
+    @property
+    def with_transverse(self) -> range:
+        """Vertebrae with the long transverse processes of the lumbar spine."""
+        first = 2 if self.variant == "sacralised_l5" else 1
+        return range(first, {"l6": 7, "lumbar_rib": 5}.get(self.variant, 6))
+
+    @property
+    def with_wings(self) -> range:
+        """Vertebrae that are part of the sacrum."""
+        return range(2 if self.variant == "sacralised_l5" else 1)
+
+    @property
+    def rib_12_at(self) -> int:
+        """The vertebra that bears the 12th ribs."""
+        return 7 if self.variant == "l6" else 6
 
     def front(self, level: float) -> Point:
         """Midpoint of the anterior surface at a (fractional) level index into `LEVELS`."""
@@ -45,7 +64,7 @@ class Spine:
         return np.array([np.interp(level, index, fronts[:, axis]) for axis in range(3)])
 
 
-def make_spine(rng: np.random.Generator, *, fused_l2: bool) -> Spine:
+def make_spine(rng: np.random.Generator, *, fused_l2: bool, variant: Variant = "usual") -> Spine:
     """A spine whose L3 body centre is the world anatomy's origin."""
     scale = float(rng.uniform(0.93, 1.08))
     lordosis = float(rng.uniform(0.65, 1.2))
@@ -64,7 +83,15 @@ def make_spine(rng: np.random.Generator, *, fused_l2: bool) -> Spine:
     centres[:, 0] += side
     half = np.stack([_HALF_WIDTH_MM * scale, _HALF_DEPTH_MM * scale, heights / 2], 1)
     hu = float(rng.uniform(130, 230))
-    return Spine(centres - centres[3], frames, half, scale, hu, fused_l2)
+    return Spine(centres - centres[3], frames, half, scale, hu, fused_l2, variant)
+
+
+def renamed(labels: NDArray[np.uint8], names: tuple[str, ...]) -> NDArray[np.uint8]:
+    """The label map with other names for the vertebrae of `LEVELS`; "" takes a vertebra out."""
+    value = np.arange(256, dtype=np.uint8)
+    for usual, name in zip(LEVELS, names, strict=True):
+        value[LEVEL_IDS[usual]] = LEVEL_IDS[name] if name else 0
+    return np.asarray(value[labels])
 
 
 def spine_parts(spine: Spine) -> list[Part]:
@@ -75,7 +102,7 @@ def spine_parts(spine: Spine) -> list[Part]:
     for i, level in enumerate(LEVELS):
         label = LEVEL_IDS["L2"] if spine.fused_l2 and level == "L3" else LEVEL_IDS[level]
         parts += [_bone(shape, spine, label) for shape in _posterior(spine, i)]
-        parts += [_bone(shape, spine, label) for shape in (_wings(spine) if level == "S1" else [])]
+        parts += [_bone(shape, spine, label) for shape in (_wings(spine, i) if i in spine.with_wings else [])]
         body = Barrel(spine.centres[i], spine.frames[i], tuple(spine.half_mm[i]), 0.1)
         parts.append(_bone(body, spine, label))
     return parts
@@ -114,6 +141,8 @@ def _disc(spine: Spine, i: int) -> Part:
     shape = Barrel((low + high) / 2, turn(pitch_deg=-_pitch(spine, i)), half, -0.03)
     if spine.fused_l2 and LEVELS[i] == "L3":
         return _bone(shape, spine, LEVEL_IDS["L2"])
+    if i + 1 in spine.with_wings:  # the sacrum has grown one segment higher
+        return Part(shape, spine.cancellous_hu, 430.0, 1.3, solid=True)
     return Part(shape, 85.0, solid=True)
 
 
@@ -131,7 +160,7 @@ def _canal(spine: Spine) -> list[Shape]:
 def _posterior(spine: Spine, i: int) -> list[Shape]:
     """Pedicles, laminae, transverse, articular and spinous processes in the body's frame."""
     s, deep = spine.scale, spine.half_mm[i, 1] / spine.scale
-    lumbar = 1 <= i <= 5
+    lumbar = i in spine.with_transverse
 
     def at(right: float, behind: float, up: float) -> Point:
         local = np.array([right, -deep - behind, up]) * s
@@ -148,9 +177,9 @@ def _posterior(spine: Spine, i: int) -> list[Shape]:
             [at(x * 1.1, 11, 16), at(x * 1.15, 12, -1), at(x * 0.95, 15, -15)], [5.0 * s, 7.0 * s, 5.8 * s]
         )
         reach = 40.0 if lumbar else 28.0
-        if i > 0:
+        if i not in spine.with_wings:
             shapes += tube([at(x, 9, 4), at(side * reach, 16, 5)], [5.0 * s, 3.4 * s])
-    length = (14, 26, 30, 32, 32, 31, 29, 30)[i]
+    length = (14, 18 if i in spine.with_wings else 26, 30, 32, 32, 31, 29, 30)[i]
     shapes.append(
         Ellipsoid.of(
             at(0, 21 + length / 2, -12 if lumbar else -16),
@@ -161,29 +190,40 @@ def _posterior(spine: Spine, i: int) -> list[Shape]:
     return shapes
 
 
-def _wings(spine: Spine) -> list[Shape]:
-    """The alae at the height of S1."""
+def _wings(spine: Spine, i: int) -> list[Shape]:
+    """The alae at the height of S1, or of an L5 that has become sacral."""
     out: list[Shape] = []
     for side in (-1, 1):
-        centre = spine.centres[0] + spine.frames[0] @ (np.array([side * 29.0, -12.0, 0.0]) * spine.scale)
+        centre = spine.centres[i] + spine.frames[i] @ (np.array([side * 29.0, -12.0, 0.0]) * spine.scale)
         radii = np.array([21.0, 13.0, 15.0]) * spine.scale
-        out.append(Ellipsoid.of(centre, radii, spine.frames[0] @ turn(yaw_deg=side * 18)))
+        out.append(Ellipsoid.of(centre, radii, spine.frames[i] @ turn(yaw_deg=side * 18)))
     return out
 
 
-def rib_parts(spine: Spine, wall_half_mm: tuple[float, float], wall_centre: Point) -> list[Part]:
+def rib_parts(
+    spine: Spine, wall_half_mm: tuple[float, float], wall_centre: Point, labels: str = "none"
+) -> list[Part]:
     """Ribs 8 to 12 on both sides: arcs along the trunk wall that sink as they run forward.
 
-    The 12th, which start at T12, are labelled.
+    A lumbar rib is a shorter pair below them. `labels` as in `PhantomSpec.rib_labels`; without, the 12th are
+    drawn into the map of the ribs.
     """
+    twelfth = spine.rib_12_at
+    sweeps_deg = {1: 75.0, 0: 38.0, 2: 120.0, 3: 130.0, 4: 140.0}
+    arcs = {twelfth + above: sweep for above, sweep in sweeps_deg.items()}
+    if spine.variant == "lumbar_rib":
+        arcs[twelfth - 1] = 18.0
+    named = {"none": None, "twelfth": twelfth, "lowest": min(arcs)}[labels]
     parts: list[Part] = []
-    reach_deg = {7: 75.0, 6: 38.0, 8: 120.0, 9: 130.0, 10: 140.0}
-    for level, sweep in reach_deg.items():
+    for level, sweep in arcs.items():
         root = _rib_root(spine, level)
-        for side in (-1.0, 1.0):
-            label = RIB_12_IDS[side] if LEVELS[min(level, 7)] == "T12" else 0
-            rib = tube(_rib_path(root, side, sweep, wall_half_mm, wall_centre), [4.5, *[5.0] * 15, 3.0])
-            parts += [Part(shape, 180.0, 420.0, 1.6, "ribs", label, solid=True) for shape in rib]
+        target: Target = "vertebrae" if level == named else "ribs" if level == twelfth else ""
+        for side, label in ((-1.0, RIB_12_IDS[0]), (1.0, RIB_12_IDS[1])):
+            path = _rib_path(root, side, sweep, wall_half_mm, wall_centre)
+            parts += [
+                Part(shape, 180.0, 420.0, 1.6, target, label if target else 0, solid=True)
+                for shape in tube(path, [4.5, *[5.0] * 15, 3.0])
+            ]
     return parts
 
 

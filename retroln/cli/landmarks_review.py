@@ -1,0 +1,164 @@
+"""The queue of cases whose landmarks a person must look at."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from retroln.files import write_bytes
+from retroln.settings import LabelScheme, Settings
+
+if TYPE_CHECKING:
+    from retroln.steps.landmark_review import Ruled
+
+_reviewer = click.option("--reviewer", required=True, help="Who decides, as it shall stand in the record.")
+_comment = click.option("--comment", required=True, help="Why, as it shall stand in the record.")
+
+
+@click.group()
+def review() -> None:
+    """Look at landmarks that hold cases back, and accept or correct them.
+
+    What is said is written down for good, with who and why, and the next `retroln prepare` goes by it.
+    """
+
+
+@review.command("list")
+@click.option("--json", "as_json", is_flag=True, help="One JSON list with every field.")
+def list_(as_json: bool) -> None:
+    """Show the cases that wait, the least trusted first."""
+    from rich.console import Console
+
+    from retroln.report.terminal import queue_table
+    from retroln.steps.landmark_review import queue
+
+    held = queue(Settings())
+    if as_json:
+        rows = [{"scan": asdict(scan), "landmarks": found and asdict(found)} for scan, found in held]
+        click.echo(json.dumps(rows, default=datetime.isoformat, indent=2))
+    elif held:
+        Console().print(queue_table(held))
+    else:
+        click.echo("no case waits for a look at its landmarks")
+
+
+@review.command()
+@click.argument("case")
+@click.option("--picture", type=click.Path(dir_okay=False, path_type=Path), help="Where to write the PNG.")
+def show(case: str, picture: Path | None) -> None:
+    """Show numbers and findings of CASE and write a picture of its vertebrae.
+
+    The picture goes to the work folder unless --picture names a place.
+    """
+    from rich.console import Console
+
+    from retroln.report.terminal import level_table, word_table
+    from retroln.steps.landmark_review import look
+
+    settings = Settings()
+    seen = look(settings, case)
+    path = picture or settings.work_dir / "review" / f"{case}.png"
+    write_bytes(path, seen.picture)
+    click.echo(f"{case}: {seen.scan.state.value}, {seen.scan.reason or 'not held'}")
+    if seen.scan.detail:
+        click.echo(f"  {seen.scan.detail}")
+    if found := seen.landmarks:
+        trust = "" if found.confidence is None else f", confidence {found.confidence:.2f}"
+        click.echo(f"rung {found.rung}, {'anchored' if found.anchored else 'not anchored'}{trust}")
+        for finding in found.findings:
+            click.echo(f"  {finding}")
+        Console().print(level_table(found.levels))
+    if seen.words:
+        Console().print(word_table(seen.words))
+    click.echo(f"picture: {path}")
+
+
+@review.command()
+@click.argument("case")
+@_reviewer
+@_comment
+def accept(case: str, reviewer: str, comment: str) -> None:
+    """Let the landmarks of CASE count as they are labelled."""
+    from retroln.steps import landmark_review as step
+
+    _tell(step.accept(Settings(), case, step.Words(reviewer, comment)))
+
+
+def _numbers(
+    count: int,
+) -> Callable[[click.Context, click.Parameter, str | None], tuple[float, ...] | None]:
+    """A callback that reads `count` numbers with commas between them."""
+
+    def read(_: click.Context, __: click.Parameter, text: str | None) -> tuple[float, ...] | None:
+        if text is None:
+            return None
+        try:
+            values = tuple(float(piece) for piece in text.split(","))
+        except ValueError:
+            values = ()
+        if len(values) != count or not all(abs(value) < 1e6 for value in values):
+            raise click.BadParameter(f"expected {count} numbers with commas between them, got {text!r}")
+        return values
+
+    return read
+
+
+@review.command()
+@click.argument("case")
+@_reviewer
+@_comment
+@click.option(
+    "--vertebrae",
+    type=click.Path(exists=True, path_type=Path),
+    help="Corrected label map, or folder of levels.",
+)
+@click.option(
+    "--label-ids",
+    type=click.Choice(["totalseg-v2", "totalseg-v1", "verse"]),
+    help="Scheme of the label map; RETROLN_LABEL_IDS without it.",
+)
+@click.option(
+    "--l2",
+    "l2_world_mm",
+    metavar="X,Y,Z",
+    callback=_numbers(3),
+    help="Middle of L2's front surface, RAS+ world mm.",
+)
+@click.option(
+    "--extent",
+    "extent_world_mm",
+    metavar="BOTTOM,TOP",
+    callback=_numbers(2),
+    help="With --l2: heights of L5's lower and T12's upper end, if the labels cannot say.",
+)
+def correct(
+    case: str,
+    reviewer: str,
+    comment: str,
+    vertebrae: Path | None,
+    label_ids: LabelScheme | None,
+    l2_world_mm: tuple[float, float, float] | None,
+    extent_world_mm: tuple[float, float] | None,
+) -> None:
+    """Correct the landmarks of CASE: by a label map on the CT's grid, or by where L2 is."""
+    from retroln.steps import landmark_review as step
+
+    if (vertebrae is None) == (l2_world_mm is None) or (extent_world_mm and not l2_world_mm):
+        raise click.UsageError("give either --vertebrae, or --l2 (with --extent where it is needed)")
+    settings, words = Settings(), step.Words(reviewer, comment)
+    if l2_world_mm:
+        _tell(step.correct_by_point(settings, case, words, step.Point(l2_world_mm, extent_world_mm)))
+    elif vertebrae:
+        _tell(step.correct_by_map(settings, case, words, vertebrae, label_ids or settings.label_ids))
+
+
+def _tell(ruled: Ruled) -> None:
+    click.echo(f"{ruled.word.case_id}: noted as number {ruled.word.review_id}; prepare takes the case up")
+    if ruled.still_held:
+        click.echo(f"it will be held again: {ruled.still_held}")

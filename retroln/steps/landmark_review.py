@@ -1,0 +1,232 @@
+"""A person looks at landmarks that hold a case back, and accepts or corrects them.
+
+What was said stands in the catalog for good, with who and why. It holds for one revision of a case: changed
+source bytes make a new revision, which is judged anew.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from retroln.anatomy import landmarks
+from retroln.anatomy.vertebrae import Vertebrae
+from retroln.catalog.landmark_reviews import Held
+from retroln.catalog.records import (
+    LandmarkReviewDraft,
+    LandmarkReviewRecord,
+    LandmarksRecord,
+    ScanRecord,
+)
+from retroln.catalog.states import ScanState
+from retroln.errors import ConflictError, LandmarkError, NotFoundError, UserError, naming
+from retroln.files import sha256_file
+from retroln.imaging import nifti
+from retroln.imaging.geometry import Grid, require_same_grid
+from retroln.imaging.volume import Volume
+from retroln.settings import LabelScheme, Settings
+from retroln.steps import landmark_queue
+from retroln.steps.ingest import facts_key, spine_facts
+from retroln.steps.workspace import Workspace, open_workspace
+
+
+@dataclass(frozen=True)
+class Words:
+    """Who decides and why, as it shall stand in the record."""
+
+    reviewer: str
+    comment: str
+
+
+@dataclass(frozen=True)
+class Point:
+    """L2 placed by hand, RAS+ world mm.
+
+    Attributes:
+        l2_world_mm: the middle of its front surface.
+        extent_world_mm: heights of the lower end of L5 and the upper end of T12; None takes the labels'.
+    """
+
+    l2_world_mm: tuple[float, float, float]
+    extent_world_mm: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """What a person needs to judge a case's landmarks.
+
+    Attributes:
+        landmarks: numbers and findings of the last prepare; None before it.
+        words: what people said before, every revision, oldest first.
+        picture: PNG of the levels on the CT.
+    """
+
+    scan: ScanRecord
+    landmarks: LandmarksRecord | None
+    words: tuple[LandmarkReviewRecord, ...]
+    picture: bytes
+
+
+@dataclass(frozen=True)
+class Ruled:
+    """A word that was taken down.
+
+    Attributes:
+        word: as it stands in the catalog.
+        still_held: why prepare will hold the case again under it; None if it will go on.
+    """
+
+    word: LandmarkReviewRecord
+    still_held: str | None = None
+
+
+def queue(settings: Settings) -> list[Held]:
+    """Cases that are held for their landmarks, the least trusted first."""
+    return open_workspace(settings).catalog.landmark_queue()
+
+
+def look(settings: Settings, case_id: str) -> Look:
+    """Numbers, findings and a fresh picture of a case, held or not.
+
+    Raises:
+        NotFoundError: no such case, or no CT of it is stored.
+    """
+    workspace = open_workspace(settings)
+    scan = _stored_scan(workspace, case_id)
+    with workspace.scratch() as folder:
+        ct, spine = _ct(workspace, scan, folder), _spine(workspace, scan, folder)
+    remark = scan.reason if scan.state is ScanState.QUARANTINED else None
+    return Look(
+        scan=scan,
+        landmarks=workspace.catalog.case_history(case_id).landmarks,
+        words=tuple(workspace.catalog.landmark_reviews(case_id)),
+        picture=landmark_queue.picture(scan, ct, spine or landmark_queue.unlabelled(scan), remark),
+    )
+
+
+def accept(settings: Settings, case_id: str, words: Words) -> Ruled:
+    """Let the landmarks count as labelled and send the case on.
+
+    Raises:
+        UserError: reviewer or comment is empty.
+        NotFoundError: no such case.
+        LandmarkError: they cannot place a region even so; it takes a correction.
+        ConflictError: the case is not held for its landmarks.
+    """
+    workspace, words = open_workspace(settings), _complete(words)
+    scan = _stored_scan(workspace, case_id)
+    with workspace.scratch() as folder:
+        spine = _spine(workspace, scan, folder)
+    if spine is None:
+        raise ConflictError(
+            f"case {case_id} has no landmarks that could be accepted",
+            expected="a vertebra label map",
+            got="none",
+            fix="`retroln review correct` with --vertebrae, or with --l2 and --extent",
+        )
+    with naming(case_id):
+        landmarks.assess(spine, unanchored="accept", ruling=landmarks.Ruling(words.reviewer, accepted=True))
+    return Ruled(workspace.catalog.review_landmarks(_draft(scan, "accept", words)))
+
+
+def correct_by_map(
+    settings: Settings, case_id: str, words: Words, labels: Path, label_ids: LabelScheme
+) -> Ruled:
+    """Put a corrected label map (or a folder of levels) in the place of the present one.
+
+    Raises:
+        UserError, NotFoundError, ConflictError: as `accept`.
+        InputError, GeometryError: the labels cannot be read, or lie on another grid than the CT.
+        LandmarkError: they hold no level at all.
+    """
+    workspace, words = open_workspace(settings), _complete(words)
+    scan = _stored_scan(workspace, case_id)
+    grid = Grid(scan.shape, np.asarray(scan.affine, float))
+    spine = Vertebrae.read(labels, label_ids)
+    require_same_grid(grid, spine.grid, what="vertebra label map", file=labels)
+    with workspace.scratch() as folder:
+        ct = _ct(workspace, scan, folder)
+        held = _trouble(settings, spine, ct, landmarks.Ruling(words.reviewer))
+        if not spine.levels and held:
+            raise held
+        key = _store(workspace, scan, spine, grid, folder)
+    word = workspace.catalog.review_landmarks(_draft(scan, "correct", words, vertebrae_key=key))
+    return Ruled(word, str(held) if held else None)
+
+
+def correct_by_point(settings: Settings, case_id: str, words: Words, point: Point) -> Ruled:
+    """Place L2 by hand.
+
+    Raises:
+        UserError, NotFoundError, ConflictError: as `accept`.
+        LandmarkError: the point or the extent lies outside the scan, or the labels cannot say how far T12-L5
+            reach and no extent is given.
+    """
+    workspace, words = open_workspace(settings), _complete(words)
+    scan = _stored_scan(workspace, case_id)
+    with workspace.scratch() as folder:
+        spine = _spine(workspace, scan, folder) or landmark_queue.unlabelled(scan)
+    ruling = landmarks.Ruling(
+        words.reviewer, l2_world_mm=point.l2_world_mm, extent_world_mm=point.extent_world_mm
+    )
+    with naming(case_id):
+        landmarks.assess(spine, unanchored="accept", ruling=ruling)
+    draft = _draft(scan, "correct", words, **vars(point))
+    return Ruled(workspace.catalog.review_landmarks(draft))
+
+
+def _complete(words: Words) -> Words:
+    if not (words.reviewer.strip() and words.comment.strip()):
+        raise UserError(
+            "a word on landmarks says who and why", got="an empty text", fix="give --reviewer and --comment"
+        )
+    return Words(words.reviewer.strip(), words.comment.strip())
+
+
+def _stored_scan(workspace: Workspace, case_id: str) -> ScanRecord:
+    scan = workspace.catalog.current_scan(case_id)
+    if scan is None or scan.ct_key is None:
+        raise NotFoundError(
+            f"no CT of case {case_id!r} is stored",
+            fix="`retroln review list` names the cases that wait; ids match whole",
+        )
+    return scan
+
+
+def _ct(workspace: Workspace, scan: ScanRecord, folder: Path) -> Volume:
+    workspace.store.get_file(str(scan.ct_key), folder / "ct.nii.gz")
+    return nifti.read(folder / "ct.nii.gz")
+
+
+def _spine(workspace: Workspace, scan: ScanRecord, folder: Path) -> Vertebrae | None:
+    if scan.vertebrae_key is None:
+        return None
+    return landmark_queue.stored_vertebrae(workspace, scan.vertebrae_key, folder)
+
+
+def _trouble(
+    settings: Settings, spine: Vertebrae, ct: Volume, ruling: landmarks.Ruling
+) -> LandmarkError | None:
+    """What prepare will say against the landmarks under a ruling."""
+    try:
+        landmarks.assess(spine, unanchored=settings.unanchored, ct=ct, ruling=ruling)
+    except LandmarkError as error:
+        return error
+    return None
+
+
+def _store(workspace: Workspace, scan: ScanRecord, spine: Vertebrae, grid: Grid, folder: Path) -> str:
+    """Key of the corrected label map, in RAS+ and TotalSegmentator v2 ids, named by its content."""
+    path = folder / "corrected.nii.gz"
+    nifti.write(path, spine.to_label_map(), grid)
+    key = f"scans/{scan.case_id}/{scan.source_sha256[:16]}/vertebrae-{sha256_file(path)[:16]}.nii.gz"
+    workspace.store.put_file(path, key)
+    workspace.store.put_bytes(spine_facts(spine), facts_key(key))
+    return key
+
+
+def _draft(scan: ScanRecord, action: str, words: Words, **given: Any) -> LandmarkReviewDraft:
+    return LandmarkReviewDraft(scan_id=scan.scan_id, action=action, **vars(words), **given)
