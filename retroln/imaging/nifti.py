@@ -232,8 +232,9 @@ def _native(array: NDArray[Any]) -> NDArray[Any]:
 def _real_values(layout: Layout, stored: NDArray[Any]) -> NDArray[Any]:
     if layout.scaled:
         values = stored.astype(np.float32)
-        values *= np.float32(layout.slope)
-        values += np.float32(layout.intercept)
+        with np.errstate(over="ignore", invalid="ignore"):  # `check_ct` refuses what is not finite
+            values *= np.float32(layout.slope)
+            values += np.float32(layout.intercept)
         return values
     return stored.astype(np.float32) if layout.dtype.str[1:] == "f8" else _native(stored)
 

@@ -15,9 +15,10 @@ from retroln.errors import GeometryError, InputError
 from retroln.imaging.geometry import SAME_GRID_TOLERANCE_MM, Affine, Grid, require_usable
 
 HEADER_BYTES = 540
-_MAGIC = {348: b"n+1", 540: b"n+2"}  # by the size that a header states
+_MAGIC = {348: b"n+1\0", 540: b"n+2\0"}  # by the size that a header states
 _BYTE_ORDERS: tuple[Literal["little"], Literal["big"]] = ("little", "big")
 _WRITTEN_OFFSET = 352
+_LARGEST_OFFSET = 1 << 30  # header extensions may be long, but not that long
 _LONGEST_SIDE = 32767
 _MM_OR_UNSAID = (0, 2)
 _WRITABLE = frozenset(["u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8"])
@@ -65,7 +66,7 @@ def parse(head: bytes, file: str | Path) -> Layout:
     return Layout(
         grid=Grid(shape, _affine(header, shape, file)),
         dtype=_stored_type(header, file),
-        offset=max(int(header["vox_offset"]), _WRITTEN_OFFSET),
+        offset=_offset(header, file),
         slope=slope,
         intercept=intercept,
     )
@@ -115,7 +116,7 @@ def _header(head: bytes, file: str | Path) -> Any:
             continue
         kind = Nifti1Header if size == 348 else Nifti2Header
         header = kind(head[:size], order, check=False)
-        if bytes(header["magic"])[:3] == _MAGIC[size]:
+        if _magic(head, size) == _MAGIC[size]:
             return header
     raise InputError(
         "not a single-file NIfTI image",
@@ -125,6 +126,12 @@ def _header(head: bytes, file: str | Path) -> Any:
         got=f"first bytes {head[:4].hex()}, magic {head[344:348]!r}",
         fix="convert it, e.g. with dcm2niix",
     )
+
+
+def _magic(head: bytes, size: int) -> bytes:
+    """Four bytes at the place where either version keeps them; numpy would strip the closing zero."""
+    start = 344 if size == 348 else 4
+    return head[start : start + 4]
 
 
 def _shape(dim: Any, file: str | Path) -> tuple[int, int, int]:
@@ -147,7 +154,7 @@ def _stored_type(header: Any, file: str | Path) -> np.dtype[Any]:
 
     try:
         dtype: np.dtype[Any] = header.get_data_dtype()
-    except HeaderDataError:
+    except (HeaderDataError, KeyError):  # nibabel's answer to a code that the standard does not know
         dtype = np.dtype(np.void)
     if dtype.str[1:] not in _WRITABLE:
         raise InputError(
@@ -159,6 +166,21 @@ def _stored_type(header: Any, file: str | Path) -> np.dtype[Any]:
             fix="convert to int16 (CT) or uint8 (labels)",
         )
     return dtype
+
+
+def _offset(header: Any, file: str | Path) -> int:
+    """Where the voxels begin; many writers leave 0, which means right behind the header."""
+    offset = float(header["vox_offset"])
+    if not offset <= _LARGEST_OFFSET:  # true of NaN as well
+        raise InputError(
+            "the voxels begin at no possible place",
+            reason="not_nifti",
+            file=file,
+            expected=f"vox_offset up to {_LARGEST_OFFSET}",
+            got=str(offset),
+            fix="export the scan again from its source",
+        )
+    return int(max(offset, _WRITTEN_OFFSET))
 
 
 def _scaling(header: Any, file: str | Path) -> tuple[float, float]:
@@ -189,7 +211,8 @@ def _affine(header: Any, shape: tuple[int, int, int], file: str | Path) -> Affin
             got=f"qform_code {qform_code}, sform_code {sform_code}, unit code {unit}",
             fix="export the scan again from its source",
         )
-    affine = _sform(header) if sform_code > 0 else _qform(header)
+    with np.errstate(all="ignore"):  # what is not finite is refused below
+        affine = _sform(header) if sform_code > 0 else _qform(header)
     require_usable(affine, file)
     if sform_code > 0 and qform_code > 0:
         _require_agreement(header, Grid(shape, affine), file)
@@ -204,7 +227,7 @@ def _require_agreement(header: Any, grid: Grid, file: str | Path) -> None:
             reason="qform_sform_mismatch",
             file=file,
             expected=f"corner voxels within {SAME_GRID_TOLERANCE_MM} mm",
-            got=f"qform {_rows(_qform(header))}, sform {_rows(grid.affine)}",
+            got=f"qform {_qform_rows(header)}, sform {_rows(grid.affine)}",
             fix="find out which is right and write both alike",
         )
 
@@ -215,9 +238,10 @@ def _qform_distance_mm(header: Any, grid: Grid) -> float:
     Near a half turn float32 leaves the quaternion's real part open by up to 5e-4 (a quarter of a
     millimetre at the far corner), so there the half turn itself is tried as well.
     """
-    distance = grid.distance_mm(Grid(grid.shape, _qform(header)))
-    if np.isfinite(distance) and _real_squared(header) < 4e-7:
-        distance = min(distance, grid.distance_mm(Grid(grid.shape, _qform(header, half_turn=True))))
+    with np.errstate(all="ignore"):  # what is not finite is no agreement
+        distance = grid.distance_mm(Grid(grid.shape, _qform(header)))
+        if np.isfinite(distance) and _real_squared(header) < 4e-7:
+            distance = min(distance, grid.distance_mm(Grid(grid.shape, _qform(header, half_turn=True))))
     return distance
 
 
@@ -249,6 +273,11 @@ def _quaternion_vector(header: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
 
 def _real_squared(header: Any) -> float:
     return 1 - float(np.sum(np.square(_quaternion_vector(header))))
+
+
+def _qform_rows(header: Any) -> str:
+    with np.errstate(all="ignore"):
+        return _rows(_qform(header))
 
 
 def _rows(affine: Affine) -> str:

@@ -49,7 +49,8 @@ class Delivered:
             InputError: `several_patients`, and as `unpack` and `open_study`.
         """
         first, *others = sorted((folder / "ct").iterdir())
-        if not (others or entry.ct.endswith("/") or archive.is_zip(first) or is_dicom(first)):
+        named_itself = [info.key for info in infos] == [entry.ct]  # and no folder, which can only be DICOM
+        if named_itself and not (archive.is_zip(first) or is_dicom(first)):
             return cls(entry, folder, policy, {}, None)
         policy.pseudonyms("DICOM")
         objects = {

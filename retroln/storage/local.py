@@ -6,6 +6,7 @@ record holds the old and the new hash, so a crash at any point leaves a readable
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -188,25 +189,43 @@ class LocalStore:
         for name, entry in _sorted_entries(folder, key):
             if is_hidden(name) or not (name.startswith(prefix) or prefix.startswith(name)):
                 continue
-            if entry.is_dir() and self._is_inside(Path(entry.path)):
+            if _is_folder(entry) and self._is_inside(Path(entry.path)):
                 yield from self._walk(Path(entry.path), name.rstrip("/"), prefix, (*above, real))
             elif name.startswith(prefix) and (info := self._listed(name.rstrip("/"), entry)):
                 yield info
 
     def _listed(self, key: str, entry: os.DirEntry[str]) -> ObjectInfo | None:
         try:
-            follow = self._is_inside(Path(entry.path)) if entry.is_symlink() else True
-            return _info(key, entry.stat(follow_symlinks=follow), None)
+            return _info(key, entry.stat(follow_symlinks=self._is_followed(entry)), None)
         except FileNotFoundError:  # removed meanwhile, or a link to nothing
             return None
+
+    def _is_followed(self, entry: os.DirEntry[str]) -> bool:
+        """Whether an entry's own link, if it is one, leads to something inside the root."""
+        return not entry.is_symlink() or (self._is_inside(Path(entry.path)) and not _is_circle(entry))
 
 
 def _sorted_entries(folder: Path, key: str) -> list[tuple[str, os.DirEntry[str]]]:
     """Entries with their keys in S3's order: folders sort with their trailing slash."""
     start = f"{key}/" if key else ""
     with os.scandir(folder) as entries:
-        named = [(f"{start}{entry.name}{'/' if entry.is_dir() else ''}", entry) for entry in entries]
+        named = [(f"{start}{entry.name}{'/' if _is_folder(entry) else ''}", entry) for entry in entries]
     return sorted(named, key=lambda pair: os.fsencode(pair[0]))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    return not _is_circle(entry) and entry.is_dir()
+
+
+def _is_circle(entry: os.DirEntry[str]) -> bool:
+    """A link that leads back to itself, directly or by others; asking for what it leads to is an error."""
+    try:
+        entry.is_dir()
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        return True
+    return False
 
 
 def _info(key: str, status: os.stat_result, sha256: str | None) -> ObjectInfo:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from collections import Counter
 from pathlib import Path
 
@@ -14,11 +15,6 @@ from retroln.steps.workspace import Workspace, open_workspace
 from tests.hostile.harness import LARGEST_MB, LONGEST_S, Pass, take_in
 from tests.hostile.nifti_mutations import Mutant, mutants
 from tests.way import embedded
-
-# What nibabel refuses or reads otherwise, and why ours is right.
-_OWN_READING = {
-    "datatype-768": "nibabel knows uint32 as CT too; nothing is negative, so it is no CT here",
-}
 
 
 @pytest.fixture(scope="module")
@@ -81,9 +77,8 @@ def test_none_takes_long_and_none_takes_the_memory(taken: Pass) -> None:
 
 
 def test_nothing_is_written_where_it_does_not_belong(folder: Path, taken: Pass) -> None:
-    assert sorted(path.name for path in folder.iterdir()) == [
-        "catalog.db", "cwd", "source", "store", "tmp", "verdicts.jsonl", "work",
-    ]  # fmt: skip
+    beside = {path.name for path in folder.iterdir() if not path.name.startswith("catalog.db")}
+    assert beside == {"cwd", "source", "store", "tmp", "verdicts.jsonl", "work"}
     assert list((folder / "cwd").iterdir()) == []
     assert list((folder / "tmp").iterdir()) == []
 
@@ -95,10 +90,8 @@ def _require_same(mutant: Mutant, workspace: Workspace, scratch: Path) -> None:
     assert scan.ct_key is not None
     workspace.store.get_file(scan.ct_key, scratch / "stored.nii.gz")
     ours = nifti.read(scratch / "stored.nii.gz")
-    plain = mutant.data[:2] != b"\x1f\x8b"
-    delivered = scratch / ("delivered.nii" if plain else "delivered.nii.gz")
-    delivered.write_bytes(mutant.data)
-    theirs = nib.as_closest_canonical(nib.load(delivered))
+    plain = gzip.decompress(mutant.data) if mutant.data[:2] == b"\x1f\x8b" else mutant.data
+    theirs = nib.as_closest_canonical(nib.Nifti1Image.from_bytes(plain))
     values = np.asarray(theirs.dataobj, np.float32).reshape(theirs.shape[:3])
     np.testing.assert_allclose(ours.grid.affine, theirs.affine, atol=1e-3, err_msg=mutant.name)
     np.testing.assert_allclose(np.asarray(ours.array, np.float32), values, rtol=1e-5, err_msg=mutant.name)
