@@ -170,17 +170,17 @@ def _stored_type(header: Any, file: str | Path) -> np.dtype[Any]:
 
 def _offset(header: Any, file: str | Path) -> int:
     """Where the voxels begin; many writers leave 0, which means right behind the header."""
-    offset = float(header["vox_offset"])
-    if not offset <= _LARGEST_OFFSET:  # true of NaN as well
+    offset = float(header["vox_offset"]) or _WRITTEN_OFFSET
+    if not _WRITTEN_OFFSET <= offset <= _LARGEST_OFFSET:  # true of NaN as well
         raise InputError(
             "the voxels begin at no possible place",
             reason="not_nifti",
             file=file,
-            expected=f"vox_offset up to {_LARGEST_OFFSET}",
+            expected=f"vox_offset 0, or {_WRITTEN_OFFSET} to {_LARGEST_OFFSET}",
             got=str(offset),
             fix="export the scan again from its source",
         )
-    return int(max(offset, _WRITTEN_OFFSET))
+    return int(offset)
 
 
 def _scaling(header: Any, file: str | Path) -> tuple[float, float]:
