@@ -15,7 +15,7 @@ from retroln.catalog.accounting import CaseOutcome
 from retroln.metrics.gate import GateDecision
 from retroln.settings import Settings, TrainSpec
 from retroln.steps import infer, ingest, prepare, promote, reconcile, training
-from retroln.steps.cohort import CaseEntry
+from retroln.steps.entry import CaseEntry
 from retroln.steps.infer import Model
 from retroln.steps.promote import Decision
 from retroln.steps.reconcile import Reconciled
