@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import zipfile
+from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +131,7 @@ def write(folder: Path, datasets: list[Dataset], *, names: str = "IM{:04d}.dcm",
 def save(path: Path, dataset: Dataset) -> None:
     """Write one data set, encoded by its transfer syntax."""
     wanted = dataset.file_meta.TransferSyntaxUID
-    dataset = _copy(dataset)
+    dataset = deepcopy(dataset)
     if wanted in (RLELossless, JPEGLSLossless, JPEGLSNearLossless):
         dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
         plugin = "pydicom" if wanted == RLELossless else "pyjpegls"
@@ -144,11 +146,19 @@ def save(path: Path, dataset: Dataset) -> None:
         _encode_by_gdcm(path, _GDCM[wanted])
 
 
+def zipped(folder: Path, path: Path) -> None:
+    """Pack a folder's files, below a folder of their own."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in folder.rglob("*"):
+            archive.write(file, f"EXPORT/{file.relative_to(folder)}")
+
+
 def enhanced(array: NDArray[Any], grid: Grid, made: Made | None = None) -> Dataset:
     """The same as one multi-frame object, its frames from head to feet."""
     made = made or Made()
     slices = series(array, grid, made)[::-1]
-    one = _copy(slices[0])
+    one = deepcopy(slices[0])
     one.SOPClassUID = one.file_meta.MediaStorageSOPClassUID = EnhancedCTImageStorage
     one.NumberOfFrames = len(slices)
     one.PixelData = b"".join(each.PixelData for each in slices)
@@ -168,11 +178,6 @@ def enhanced(array: NDArray[Any], grid: Grid, made: Made | None = None) -> Datas
     for keyword in ("RescaleSlope", "RescaleIntercept", "RescaleType", "ConvolutionKernel"):
         delattr(one, keyword)
     return one
-
-
-def changed(made: Made, **changes: Any) -> Made:
-    """The same with other fields."""
-    return replace(made, **changes)
 
 
 def _slice(values: NDArray[Any], grid: Grid, k: int, made: Made) -> Dataset:
@@ -241,12 +246,6 @@ def _group(**sequences: tuple[str, ...]) -> Any:
         return outer
 
     return make
-
-
-def _copy(dataset: Dataset) -> Dataset:
-    from copy import deepcopy
-
-    return deepcopy(dataset)
 
 
 def _encode_by_gdcm(path: Path, name: str) -> None:

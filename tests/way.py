@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from retroln.catalog.accounting import Accounting
+from retroln.catalog.accounting import Accounting, CaseOutcome
 from retroln.imaging import nifti
 from retroln.imaging.phantom import Phantom
 from retroln.settings import Settings
@@ -32,6 +32,14 @@ def write_case(folder: Path, phantom: Phantom, parts: tuple[str, ...] = ("ct", "
     volumes = {"ct": phantom.ct, "vertebrae": phantom.vertebrae, "mask": phantom.nodes}
     for name in parts:
         nifti.write_source(folder / f"{name}.nii.gz", volumes[name])
+
+
+def ingest_all(settings: Settings) -> dict[str, CaseOutcome]:
+    """Ingest every case of the source; the sum must balance."""
+    run = Run.begin(settings, "ingest", {})
+    found = ingest.ingest(settings, run_id=run.run_id)
+    assert run.finish(found).n_in == len(found)
+    return {outcome.case_id: outcome for outcome in found}
 
 
 def ingest_and_prepare(settings: Settings) -> tuple[Accounting, Accounting]:

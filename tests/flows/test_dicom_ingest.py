@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,21 +10,30 @@ import numpy as np
 import pytest
 from pydicom.dataset import Dataset
 
-from retroln.catalog.accounting import CaseOutcome, Outcome
+from retroln.catalog.accounting import Outcome
 from retroln.catalog.states import ScanState
 from retroln.imaging import nifti
 from retroln.imaging.phantom import Phantom
 from retroln.imaging.volume import Volume
 from retroln.pseudonyms import Pseudonyms
 from retroln.settings import Settings
-from retroln.steps import ingest
 from retroln.steps.cohort import stage_local
-from retroln.steps.runs import Run
 from retroln.steps.withdraw import withdraw
 from retroln.steps.workspace import open_workspace
 from tests.dicom_masks import rectangle, segmentation, structure_set
-from tests.dicom_series import KEY, Made, ct_array, enhanced, lps_grid, of_volume, save, series, write
-from tests.way import embedded, ingest_and_prepare, write_case
+from tests.dicom_series import (
+    KEY,
+    Made,
+    ct_array,
+    enhanced,
+    lps_grid,
+    of_volume,
+    save,
+    series,
+    write,
+    zipped,
+)
+from tests.way import embedded, ingest_all, ingest_and_prepare, write_case
 
 PSEUDONYMS = Pseudonyms.under(KEY)
 
@@ -38,14 +46,6 @@ def settings(tmp_path: Path) -> Settings:
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     return tmp_path / "source"
-
-
-def outcomes(settings: Settings) -> dict[str, CaseOutcome]:
-    """Ingest everything; the sum must balance."""
-    run = Run.begin(settings, "ingest", {})
-    found = ingest.ingest(settings, run_id=run.run_id)
-    assert run.finish(found).n_in == len(found)
-    return {outcome.case_id: outcome for outcome in found}
 
 
 def stored(settings: Settings, key: str | None, folder: Path) -> Volume:
@@ -63,13 +63,6 @@ def record(settings: Settings, case_id: str) -> dict[str, object]:
     return found
 
 
-def _zipped(folder: Path, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for file in folder.rglob("*"):
-            archive.write(file, f"EXPORT/{file.relative_to(folder)}")
-
-
 def test_folder_archive_and_object_give_the_scan_that_nifti_gives(
     settings: Settings, source: Path, phantom: Phantom, tmp_path: Path
 ) -> None:
@@ -77,7 +70,7 @@ def test_folder_archive_and_object_give_the_scan_that_nifti_gives(
     datasets = of_volume(phantom.ct)
     write(source / "P" / "FOLDER" / "dicom" / "a", datasets[::2])
     write(source / "P" / "FOLDER" / "dicom" / "b", datasets[1::2], names="{}")
-    _zipped(source / "P" / "FOLDER" / "dicom", source / "P" / "ZIP" / "ct.zip")
+    zipped(source / "P" / "FOLDER" / "dicom", source / "P" / "ZIP" / "ct.zip")
     (source / "P" / "ONE").mkdir()
     save(source / "P" / "ONE" / "ct.dcm", enhanced(phantom.ct.to_source(), phantom.ct.source))
     for case in ("FOLDER", "ZIP", "ONE"):
@@ -106,7 +99,7 @@ def test_what_is_kept_of_the_headers_is_a_series_that_can_be_referred_to(
     """A segmentation made from the records alone names the same slices under their new UIDs."""
     array, grid = ct_array(), lps_grid()
     write(source / "P" / "A" / "dicom", series(array, grid))
-    assert outcomes(settings)["A"].outcome is Outcome.DONE
+    assert ingest_all(settings)["A"].outcome is Outcome.DONE
     found = record(settings, "A")
     kept = [Dataset.from_json(one) for one in found["instances"]]
     assert found["frames"] == [[k, 0] for k in range(12)]
@@ -123,13 +116,13 @@ def test_what_is_kept_of_the_headers_is_a_series_that_can_be_referred_to(
     (referred,) = made.ReferencedSeriesSequence
     assert referred.SeriesInstanceUID == kept[0].SeriesInstanceUID
     named = {item.ReferencedSOPInstanceUID for item in referred.ReferencedInstanceSequence}
-    assert named == {kept[k].SOPInstanceUID for k in range(5, 8)} or named == {o.SOPInstanceUID for o in kept}
+    assert named == {one.SOPInstanceUID for one in kept}
 
 
 def test_the_headers_of_an_enhanced_object_keep_each_frame(settings: Settings, source: Path) -> None:
     (source / "P" / "A").mkdir(parents=True)
     save(source / "P" / "A" / "ct.dcm", enhanced(ct_array(), lps_grid()))
-    assert outcomes(settings)["A"].outcome is Outcome.DONE
+    assert ingest_all(settings)["A"].outcome is Outcome.DONE
     found = record(settings, "A")
     (kept,) = [Dataset.from_json(one) for one in found["instances"]]
     assert found["frames"] == [[0, 11 - k] for k in range(12)]
@@ -151,7 +144,7 @@ def test_dicom_masks_equal_the_nifti_mask(
     names = [f"Lymph node {label}" for label in range(1, labels.max() + 1)]
     save_mask = segmentation(datasets, labels.astype(np.uint8), names)
     save_mask.save_as(source / "P" / "SEG" / "mask.dcm", enforce_file_format=True)
-    assert {outcome.outcome for outcome in outcomes(settings).values()} == {Outcome.DONE}
+    assert {outcome.outcome for outcome in ingest_all(settings).values()} == {Outcome.DONE}
     catalog = open_workspace(settings).catalog
     masks = [stored(settings, catalog.current_scan(case).mask_key, tmp_path) for case in ("SEG", "NIFTI")]
     assert np.array_equal(masks[0].array, masks[1].array)
@@ -164,7 +157,7 @@ def test_the_mask_decides_which_series_is_used(settings: Settings, source: Path)
     write(source / "P" / "A" / "dicom", series(array, grid, drawn), names="sharp{}")
     mask = structure_set([("node", [rectangle((3.5, 6.5), (3.5, 6.5), 4)])], grid, drawn)
     mask.save_as(source / "P" / "A" / "mask.dcm", enforce_file_format=True)
-    assert outcomes(settings)["A"].outcome is Outcome.DONE
+    assert ingest_all(settings)["A"].outcome is Outcome.DONE
     found = record(settings, "A")
     assert found["chosen"] == {"series": 4, "why": "the mask was drawn on it"}
     assert found["not_chosen"] == [{"series": 3, "why": "the mask was drawn on it"}]
@@ -176,11 +169,11 @@ def test_a_series_named_in_the_table_makes_a_revision_of_its_own(settings: Setti
     write(source / "study", series(array, grid, Made(number=4, kernel="Br60f")), names="sharp{}")
     table = source / "cases.csv"
     table.write_text("case_id,patient_id,ct,series\nA,P,study/,\n")
-    assert outcomes(settings)["A"].outcome is Outcome.DONE
+    assert ingest_all(settings)["A"].outcome is Outcome.DONE
     assert record(settings, "A")["chosen"] == {"series": 3, "why": "kernel"}
-    assert outcomes(settings)["A"].outcome is Outcome.SKIPPED
+    assert ingest_all(settings)["A"].outcome is Outcome.SKIPPED
     table.write_text("case_id,patient_id,ct,series\nA,P,study/,4\n")
-    assert outcomes(settings)["A"].outcome is Outcome.DONE
+    assert ingest_all(settings)["A"].outcome is Outcome.DONE
     assert record(settings, "A")["chosen"] == {"series": 4, "why": "named in cases.csv"}
     assert open_workspace(settings).catalog.current_scan("A").revision == 2
 
@@ -188,12 +181,12 @@ def test_a_series_named_in_the_table_makes_a_revision_of_its_own(settings: Setti
 def test_renamed_slices_are_the_same_scan_and_a_lost_one_is_not(settings: Settings, source: Path) -> None:
     folder = source / "P" / "A" / "dicom"
     paths = write(folder, series(ct_array(), lps_grid()))
-    assert outcomes(settings)["A"].outcome is Outcome.DONE
+    assert ingest_all(settings)["A"].outcome is Outcome.DONE
     for number, path in enumerate(paths):
         path.rename(folder / f"Z{number}")
-    assert outcomes(settings)["A"].outcome is Outcome.SKIPPED
+    assert ingest_all(settings)["A"].outcome is Outcome.SKIPPED
     (folder / "Z5").unlink()
-    assert outcomes(settings)["A"].reason == "missing_slices"
+    assert ingest_all(settings)["A"].reason == "missing_slices"
 
 
 def _two_patients(case: Path) -> None:
@@ -248,14 +241,14 @@ def test_a_bad_study_is_held_with_its_reason_and_the_rest_goes_on(
     make, reason, begins = BAD[name]
     write(source / "P" / "GOOD" / "dicom", series(ct_array(), lps_grid()))
     make(source / "P" / "BAD")
-    found = outcomes(settings)
+    found = ingest_all(settings)
     assert found["GOOD"].outcome is Outcome.DONE
     assert (found["BAD"].outcome, found["BAD"].reason) == (Outcome.QUARANTINED, reason)
     detail = str(found["BAD"].detail)
     assert detail.startswith(begins)
     assert all(part in detail for part in ("expected: ", "got: ", "fix: "))
     assert not list(settings.work_dir.iterdir())
-    assert outcomes(settings)["BAD"].detail == detail
+    assert ingest_all(settings)["BAD"].detail == detail
 
 
 def test_without_a_key_dicom_fails_and_nifti_goes_on(
@@ -264,11 +257,11 @@ def test_without_a_key_dicom_fails_and_nifti_goes_on(
     keyless = Settings(**{**settings.model_dump(), "pseudonym_key": None})
     write(source / "P" / "DICOM" / "dicom", series(ct_array(), lps_grid()))
     write_case(source / "P" / "NIFTI", phantom)
-    found = outcomes(keyless)
+    found = ingest_all(keyless)
     assert found["NIFTI"].outcome is Outcome.DONE
     assert (found["DICOM"].outcome, found["DICOM"].reason) == (Outcome.FAILED, "SettingsError")
     assert "RETROLN_PSEUDONYM_KEY" in str(found["DICOM"].detail)
-    assert outcomes(settings)["DICOM"].outcome is Outcome.DONE
+    assert ingest_all(settings)["DICOM"].outcome is Outcome.DONE
 
 
 def test_a_case_without_a_patient_gets_the_pseudonym_of_its_patient_id(
@@ -278,7 +271,7 @@ def test_a_case_without_a_patient_gets_the_pseudonym_of_its_patient_id(
         write(source / case / "dicom", series(ct_array(), lps_grid(), Made(study=study)))
     nobody = series(ct_array(), lps_grid(), Made(patient_id=""))
     write(source / "C" / "dicom", nobody)
-    found = outcomes(settings)
+    found = ingest_all(settings)
     assert {case: outcome.outcome for case, outcome in found.items()} == {
         "A": Outcome.DONE,
         "B": Outcome.DONE,
@@ -289,21 +282,21 @@ def test_a_case_without_a_patient_gets_the_pseudonym_of_its_patient_id(
     patients = {catalog.current_scan(case).patient_id for case in "AB"}
     assert patients == {PSEUDONYMS.patient("MRN 4711")}
     assert catalog.current_scan("C").patient_id == "unknown"
-    assert {outcome.outcome for case, outcome in outcomes(settings).items() if case != "C"} == {
+    assert {outcome.outcome for case, outcome in ingest_all(settings).items() if case != "C"} == {
         Outcome.SKIPPED
     }
 
 
 def test_a_withdrawn_patient_is_refused_by_the_headers_too(settings: Settings, source: Path) -> None:
     write(source / "A" / "dicom", series(ct_array(), lps_grid()))
-    outcomes(settings)
+    ingest_all(settings)
     patient = PSEUDONYMS.patient("MRN 4711")
     withdraw(settings, patient, reason="asked", by="test")
     workspace = open_workspace(settings)
     assert not [info.key for info in workspace.store.list("scans/A/")]
     assert workspace.catalog.current_scan("A").series_key is None
     write(source / "B" / "dicom", series(ct_array(seed=8), lps_grid(), Made(study=3)))
-    found = outcomes(settings)
+    found = ingest_all(settings)
     assert (found["A"].reason, found["B"].reason) == ("withdrawn", "withdrawn")
     assert not [info.key for info in workspace.store.list("scans/B/")]
     assert workspace.catalog.current_scan("B").state is ScanState.QUARANTINED
@@ -311,9 +304,9 @@ def test_a_withdrawn_patient_is_refused_by_the_headers_too(settings: Settings, s
 
 def test_a_local_table_may_name_a_folder_and_an_archive(settings: Settings, tmp_path: Path) -> None:
     write(tmp_path / "disk" / "study", series(ct_array(), lps_grid()))
-    _zipped(tmp_path / "disk" / "study", tmp_path / "disk" / "study.zip")
+    zipped(tmp_path / "disk" / "study", tmp_path / "disk" / "study.zip")
     table = tmp_path / "disk" / "cases.csv"
     table.write_text("case_id,patient_id,ct,series\nA,P,study,3\nB,P,study.zip,\n")
     stage_local(table, tmp_path / "source")
-    assert {outcome.outcome for outcome in outcomes(settings).values()} == {Outcome.DONE}
+    assert {outcome.outcome for outcome in ingest_all(settings).values()} == {Outcome.DONE}
     assert record(settings, "A")["chosen"] == {"series": 3, "why": "named in cases.csv"}

@@ -23,8 +23,7 @@ from retroln.steps.withdraw import withdraw
 from retroln.steps.workspace import open_workspace
 from tests.dicom_masks import rectangle, segmentation, structure_set
 from tests.dicom_series import KEY, Made, ct_array, lps_grid, of_volume, series, write
-from tests.flows.test_dicom_ingest import outcomes
-from tests.way import embedded, ingest_and_prepare
+from tests.way import embedded, ingest_all, ingest_and_prepare
 
 # what is looked for, in any case; each planted value holds one of them
 NAMES = ("smithson", "jonathan", "4711-987", "19470815", "424242", "plantedtext")
@@ -176,7 +175,7 @@ def test_planted_identifiers_are_nowhere(
     capfd.readouterr()
     with caplog.at_level(logging.DEBUG):
         ingested, prepared = ingest_and_prepare(settings)
-        again = outcomes(settings)
+        again = ingest_all(settings)
     assert (ingested.done, ingested.failed) == (2, 0)
     assert prepared.done == 2
     reasons = sorted(str(one.reason) for one in again.values() if one.outcome is Outcome.QUARANTINED)
@@ -213,7 +212,7 @@ def test_an_unforeseen_error_is_withheld_where_names_are_replaced(
         raise RuntimeError("cannot take apart SMITHSON^JONATHAN")
 
     monkeypatch.setattr("retroln.imaging.nifti.check_ct", burst)
-    (found,) = outcomes(settings).values()
+    (found,) = ingest_all(settings).values()
     assert (found.outcome, found.reason) == (Outcome.FAILED, "RuntimeError")
     assert "withheld" in str(found.detail) and "SMITHSON" not in str(found.detail)
     assert "test_identity_leaks" in str(found.detail)
@@ -224,7 +223,7 @@ def test_what_was_hidden_can_be_found_with_the_key(tmp_path: Path) -> None:
     folder = tmp_path / "source" / "SMITHSON" / "A" / "dicom"
     path = write(folder, series(ct_array(), lps_grid()), names="SMITHSON_{}.dcm")[3]
     path.write_bytes(path.read_bytes()[:900])
-    (found,) = outcomes(settings).values()
+    (found,) = ingest_all(settings).values()
     names = [word.strip("()") for word in str(found.detail).split(":")[0].split() if "S-" in word]
     assert [find(settings, name) for name in names] == [
         ["SMITHSON/A/dicom/"],

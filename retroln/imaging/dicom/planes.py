@@ -127,7 +127,7 @@ def _rescale(instance: Instance, groups: tuple[Any, ...]) -> tuple[float, float]
         next((value[0] for group in groups if (value := numbers(group, keyword))), None)
         for keyword in ("RescaleSlope", "RescaleIntercept")
     )
-    kind = next((names[0] for group in groups if (names := texts(group, "RescaleType"))), "")
+    kind = next((said[0] for group in groups if (said := texts(group, "RescaleType"))), "")
     if not slope or intercept is None:
         raise InputError(
             "nothing says how stored values become HU",
