@@ -50,6 +50,7 @@ def _lines(workspace: Workspace, outcome: CaseOutcome) -> Iterator[str]:
         found = None
     if found:
         yield from _picture(workspace, found)
+        yield _trust(found)
         yield "\n".join(_table(found.levels))
         yield "\n".join(f"- {finding}" for finding in found.findings)
     yield "When you have looked at it, in a shell on the machine of the platform:"
@@ -63,6 +64,12 @@ def _lines(workspace: Workspace, outcome: CaseOutcome) -> Iterator[str]:
             "```",
         ]
     )
+
+
+def _trust(found: LandmarksRecord) -> str:
+    anchored = "anchored" if found.anchored else "not anchored"
+    known = "" if found.confidence is None else f", confidence {found.confidence:.2f} (an aid for sorting)"
+    return f"Numbering {anchored}{known}."
 
 
 def _picture(workspace: Workspace, found: LandmarksRecord) -> Iterator[str]:

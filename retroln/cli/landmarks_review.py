@@ -54,16 +54,15 @@ def list_(as_json: bool) -> None:
 def show(case: str, picture: Path | None) -> None:
     """Show numbers and findings of CASE and write a picture of its vertebrae.
 
-    The picture goes to the work folder unless --picture names a place.
+    The picture goes to CASE-landmarks.png in this folder unless --picture names a place.
     """
     from rich.console import Console
 
     from retroln.report.terminal import level_table, word_table
     from retroln.steps.landmark_review import look
 
-    settings = Settings()
-    seen = look(settings, case)
-    path = picture or settings.work_dir / "review" / f"{case}.png"
+    seen = look(Settings(), case)
+    path = picture or Path(f"{case}-landmarks.png")
     write_bytes(path, seen.picture)
     click.echo(f"{case}: {seen.scan.state.value}, {seen.scan.reason or 'not held'}")
     if seen.scan.detail:

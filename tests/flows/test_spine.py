@@ -180,7 +180,7 @@ def test_later_scan_of_a_trained_patient_is_inferred_with_cautions(spine: Spine,
     for name in ("ct.nii.gz", "vertebrae.nii.gz"):
         source.put_file(tmp_path / name, f"{member.patient_id}/LATER/{name}")
 
-    ingested, _ = ingest_and_prepare(spine.settings)
+    ingested, _ = ingest_and_prepare(spine.settings.model_copy(update={"unanchored": "accept"}))
     assert ingested.done == 1
     assert infer_all(spine.settings).done == 1
     scan = workspace.catalog.current_scan("LATER")

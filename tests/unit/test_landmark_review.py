@@ -264,7 +264,7 @@ def said(held: Settings, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Resul
 
 
 def test_the_commands_show_and_settle_a_case(
-    held: Settings, said: Callable[..., Result], tmp_path: Path
+    said: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert "CASE" in said("list").output and "numbering_doubtful" in said("list").output
     (row,) = json.loads(said("list", "--json").output)
@@ -275,9 +275,9 @@ def test_the_commands_show_and_settle_a_case(
     told = said("accept", "CASE", "--reviewer", "Dr A", "--comment", "seen").output
     assert told == "CASE: noted as number 1; prepare takes the case up\n"
     assert said("list").output == "no case waits for a look at its landmarks\n"
-    again = said("show", "CASE")
-    assert "accepted as labelled" in again.output
-    assert (held.work_dir / "review" / "CASE.png").is_file()
+    monkeypatch.chdir(tmp_path)
+    assert "accepted as labelled" in said("show", "CASE").output
+    assert (tmp_path / "CASE-landmarks.png").is_file()
 
 
 @pytest.mark.parametrize(
@@ -300,11 +300,13 @@ def test_a_correction_that_says_nothing_is_wrong_usage(
     assert "Error: " in found.output
 
 
-def test_a_correction_by_point_from_the_shell(held: Settings, said: Callable[..., Result]) -> None:
+def test_a_correction_by_point_from_the_shell(
+    held: Settings, said: Callable[..., Result], tmp_path: Path
+) -> None:
     x, y, z = _grid(held).world_mm(np.array([45.0, 40.0, 40.0]))
     words = ("--reviewer", "Dr A", "--comment", "seen")
     found = said("correct", "CASE", *words, "--l2", f"{x},{y},{z}", "--extent", f"{z - 100},{z + 80}")
     assert found.exit_code == 0
     word = open_workspace(held).catalog.landmark_review_of(_scan(held).scan_id)
     assert word is not None and word.l2_world_mm == pytest.approx((x, y, z))
-    assert "L2 placed at" in said("show", "CASE").output
+    assert "L2 placed at" in said("show", "CASE", "--picture", str(tmp_path / "look.png")).output
