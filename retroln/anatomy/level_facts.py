@@ -64,7 +64,7 @@ class LevelFacts:
 
     @cached_property
     def spread_mm(self) -> tuple[float, float]:
-        """Standard deviation of its voxels left-right and front-back, in the world: a tilted scan changes it not.
+        """Standard deviation of its voxels left-right and front-back in the world, however the scan lies.
 
         A measure of shape that single voxels hardly move.
         """
