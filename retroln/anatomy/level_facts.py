@@ -35,7 +35,7 @@ class Fragments:
 
 @dataclass(frozen=True, eq=False)
 class LevelFacts:
-    """One level's largest piece in numbers. Lengths are in mm along the array axes.
+    """One level's largest piece in numbers. Lengths are in mm along the array axes, but for `spread_mm`.
 
     Attributes:
         vertebra: the largest piece.
@@ -44,6 +44,7 @@ class LevelFacts:
         centroid_mm: shape (3,), from the centre of voxel (0, 0, 0).
         touches: sides (of `SIDES`) where it reaches the border of the field of view.
         fragments: what was left out.
+        steps_mm: shape (3, 3), world mm of one voxel along each array axis, in columns.
     """
 
     vertebra: Vertebra
@@ -54,7 +55,7 @@ class LevelFacts:
     centroid_mm: NDArray[np.float64]
     touches: tuple[str, ...]
     fragments: Fragments
-    spacing_mm: tuple[float, float, float]
+    steps_mm: NDArray[np.float64]
 
     @property
     def whole(self) -> bool:
@@ -63,11 +64,14 @@ class LevelFacts:
 
     @cached_property
     def spread_mm(self) -> tuple[float, float]:
-        """Standard deviation of its voxels left-right and front-back: the shape, blind to stray voxels."""
-        mask = self.vertebra.mask
-        across = _deviation(mask.sum(axis=(1, 2))) * self.spacing_mm[0]
-        along = _deviation(mask.sum(axis=(0, 2))) * self.spacing_mm[1]
-        return across, along
+        """Standard deviation of its voxels left-right and front-back in the world, however the scan lies.
+
+        A measure of shape that single voxels hardly move.
+        """
+        index = np.argwhere(self.vertebra.mask).T.astype(np.float64)
+        index -= index.mean(axis=1, keepdims=True)
+        spread = self.steps_mm @ (index @ index.T / index.shape[1]) @ self.steps_mm.T
+        return float(np.sqrt(spread[0, 0])), float(np.sqrt(spread[1, 1]))
 
 
 def measure(vertebrae: Vertebrae) -> tuple[Vertebrae, dict[Level, LevelFacts]]:
@@ -144,7 +148,7 @@ def _measure(vertebra: Vertebra, fragments: Fragments, vertebrae: Vertebrae) -> 
         centroid_mm=vertebra.centroid_index() * np.array(spacing_mm),
         touches=_touched_sides(vertebra, vertebrae.grid.shape),
         fragments=fragments,
-        spacing_mm=spacing_mm,
+        steps_mm=vertebrae.grid.affine[:3, :3],
     )
 
 
@@ -155,13 +159,6 @@ def _touched_sides(vertebra: Vertebra, shape: tuple[int, int, int]) -> tuple[str
         for reached in (vertebra.box.start[axis] == 0, vertebra.box.stop[axis] == shape[axis])
     ]
     return tuple(side for side, reached in zip(SIDES, at_border, strict=True) if reached)
-
-
-def _deviation(counts: NDArray[Any]) -> float:
-    """Standard deviation, in voxels, of a position that occurs `counts` times at 0, 1, 2, ..."""
-    place = np.arange(len(counts))
-    mean = counts @ place / counts.sum()
-    return float(np.sqrt(counts @ (place - mean) ** 2 / counts.sum()))
 
 
 def _beside_mm(

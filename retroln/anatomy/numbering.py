@@ -23,13 +23,13 @@ from retroln.anatomy.plausibility import SPACING_MM, Facts, Problem, sound_level
 
 Look = Literal["lumbar", "l5", "sacral"]
 
-# Front-back spread of a level over the median of L1-L3: L4 0.98-1.01, L5 0.81-0.91, S1 0.62-0.65 (it has
+# Front-back spread of a level over the median of L1-L3: L4 0.98-1.02, L5 0.84-0.90, S1 0.62-0.65 (it has
 # hardly any spinous process). Between the two limits nothing is said.
 SACRAL_DEPTH_BELOW = 0.75
 LUMBAR_DEPTH_ABOVE = 0.80
-# Left-right over front-back spread, over the same median: L4 1.04-1.14, L5 1.38-1.57.
+# Left-right over front-back spread, over the same median: L4 1.03-1.14, L5 1.40-1.57.
 L5_ASPECT_ABOVE = 1.25
-# Left-right over front-back spread itself: with arch 0.64-0.84, body alone 1.13-1.19. Without arches the
+# Left-right over front-back spread itself: with arch 0.64-0.83, body alone 1.13-1.19. Without arches the
 # shapes say nothing.
 ARCH_ASPECT_BELOW = 1.0
 # Width of a level over that of the one below it: T11/T12 1.02-1.05, T12/L1 0.56-0.75, L1/L2 0.87-0.93

@@ -147,6 +147,15 @@ def test_what_passes_is_right(variant: str, missing: tuple[str, ...], ribs: str,
     assert max(moved_mm) < 15
 
 
+@pytest.mark.parametrize("tilt_deg", [-20.0, 20.0])
+def test_a_tilted_scan_is_judged_like_an_upright_one(tilt_deg: float) -> None:
+    for names, anchors in ((shifted_names(0), ("S1",)), (LOW, ())):
+        spec = PhantomSpec(SEED, SPACING, node_free=True, tilt_deg=tilt_deg, level_names=names)
+        found = Vertebrae.from_label_map(make_phantom(spec).vertebrae, "totalseg-v2")
+        judged = numbering(measure(found)[1], found.rib_12)
+        assert (judged.anchors, bool(judged.contradicts)) == (anchors, names == LOW)
+
+
 def test_shapes_are_not_judged_where_a_border_cuts_them() -> None:
     found = _labels()
     _, facts = measure(found)
