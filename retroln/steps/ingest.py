@@ -80,7 +80,7 @@ def ingest_case(settings: Settings, run_id: int, entry: CaseEntry) -> CaseOutcom
 def _ingest(workspace: Workspace, policy: Policy, run_id: int, entry: CaseEntry) -> CaseOutcome:
     current = workspace.catalog.current_scan(entry.case_id)
     if current and current.state is ScanState.WITHDRAWN:
-        return _refused(entry, policy.conceal(_withdrawn(entry, current.patient_id), entry))
+        return _refused(policy, entry, _withdrawn(entry, current.patient_id))
     fingerprint = sha256_json([entry.case_id, entry.patient_id, str(entry.problem)])
     sha256: str | None = None
     try:
@@ -103,28 +103,31 @@ def _ingest(workspace: Workspace, policy: Policy, run_id: int, entry: CaseEntry)
             _require_same_patient(entry, current)
             draft = _canonicalise(workspace, delivered, fingerprint, sha256)
     except InputError as error:
-        held = _held(entry, current, policy.conceal(error, entry), fingerprint, sha256)
-        return _quarantine(workspace, current, replace(held, source_uri=policy.locations(entry)), run_id)
-    return _record(workspace, entry, draft, run_id)
+        held = _held(policy, entry, current, error)
+        held = replace(held, source_fingerprint=fingerprint, source_sha256=sha256)
+        return _quarantine(workspace, current, held, run_id)
+    return _record(workspace, policy, entry, draft, run_id)
 
 
-def _record(workspace: Workspace, entry: CaseEntry, draft: ScanDraft, run_id: int) -> CaseOutcome:
+def _record(
+    workspace: Workspace, policy: Policy, entry: CaseEntry, draft: ScanDraft, run_id: int
+) -> CaseOutcome:
     try:
         workspace.catalog.add_scan(draft, run_id)
     except ConflictError:
         if workspace.catalog.withdrawal_of(entry.patient_id) is None:
             raise
     if workspace.catalog.withdrawal_of(entry.patient_id):
-        return _take_back(workspace, entry)
+        _take_back(workspace, entry)
+        return _refused(policy, entry, _withdrawn(entry, entry.patient_id))
     return CaseOutcome(entry.case_id, Outcome.DONE)
 
 
-def _take_back(workspace: Workspace, entry: CaseEntry) -> CaseOutcome:
+def _take_back(workspace: Workspace, entry: CaseEntry) -> None:
     """Remove what was just stored of a patient who was withdrawn meanwhile."""
     from retroln.steps import withdraw  # looks into MLflow, which ingest does not need otherwise
 
     withdraw.finish(workspace.settings, entry.patient_id)
-    return _refused(entry, _withdrawn(entry, entry.patient_id))
 
 
 def _require_consent(workspace: Workspace, entry: CaseEntry) -> None:
@@ -144,8 +147,8 @@ def _withdrawn(entry: CaseEntry, patient_id: str) -> InputError:
     )
 
 
-def _refused(entry: CaseEntry, error: InputError) -> CaseOutcome:
-    return CaseOutcome(entry.case_id, Outcome.QUARANTINED, error.reason, str(error))
+def _refused(policy: Policy, entry: CaseEntry, error: InputError) -> CaseOutcome:
+    return CaseOutcome(entry.case_id, Outcome.QUARANTINED, error.reason, str(policy.conceal(error, entry)))
 
 
 def _known(current: ScanRecord | None, fingerprint: str) -> CaseOutcome | None:
@@ -270,21 +273,18 @@ def _store(workspace: Workspace, volume: Volume, folder: Path, key: str) -> str:
     return key
 
 
-def _held(
-    entry: CaseEntry, current: ScanRecord | None, error: InputError, fingerprint: str, sha256: str | None
-) -> ScanDraft:
-    """What the catalog notes of a case that cannot be used."""
+def _held(policy: Policy, entry: CaseEntry, current: ScanRecord | None, error: InputError) -> ScanDraft:
+    """What the catalog notes of a case that cannot be used, but for its fingerprint and hash."""
     known = current.patient_id if current and current.ct_key else None
     return ScanDraft(
         case_id=entry.case_id,
         patient_id=known or entry.patient_id or UNKNOWN,
         state=ScanState.QUARANTINED,
-        source_uri=entry.keys,
-        source_fingerprint=fingerprint,
-        source_sha256=sha256,
+        source_uri=policy.locations(entry),
+        source_fingerprint="",
         label_ids=entry.label_ids,
         reason=error.reason,
-        detail=str(error),
+        detail=str(policy.conceal(error, entry)),
     )
 
 
