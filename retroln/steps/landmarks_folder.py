@@ -13,7 +13,7 @@ import numpy as np
 from retroln.anatomy import landmarks
 from retroln.anatomy.segmenter import Device, OpenSegmenter, Quality, Segmented, Segmenter
 from retroln.anatomy.vertebrae import LEVEL_ORDER, Level, Vertebrae
-from retroln.errors import ConflictError, InputError, LandmarkError, UserError, naming
+from retroln.errors import ConflictError, InputError, LandmarkError, MissingExtraError, UserError, naming
 from retroln.imaging import nifti
 from retroln.imaging.geometry import require_same_grid
 from retroln.imaging.volume import Volume
@@ -109,10 +109,16 @@ class LandmarksTool:
 
 
 def open_totalseg(quality: Quality, device: Device) -> Segmenter:
-    """TotalSegmentator; see `retroln.anatomy.totalseg`."""
-    from retroln.anatomy.totalseg import open_segmenter
+    """TotalSegmentator.
 
-    return open_segmenter(quality, device)
+    Raises:
+        MissingExtraError: this version does not bind it yet.
+    """
+    raise MissingExtraError(
+        "vertebrae cannot be made here yet",
+        expected="TotalSegmentator behind `retroln.anatomy.segmenter.Segmenter`",
+        fix="deliver vertebra label maps beside the CTs",
+    )
 
 
 @lru_cache(maxsize=1)
