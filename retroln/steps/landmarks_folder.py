@@ -32,6 +32,7 @@ class LandmarksTool:
         device: does not decide the result: a case done on one is not done again on another.
         per_level: `<id>/vertebrae_<LEVEL>.nii.gz`, one file for each level that was found, instead of
             `<id>.nii.gz` with the ids of `totalseg-v2`.
+        networks: stands for the networks and how they are used, a hash, say: with others, cases are done anew.
     """
 
     output_dir: Path
@@ -39,6 +40,7 @@ class LandmarksTool:
     quality: Quality = "full"
     device: Device = "auto"
     per_level: bool = False
+    networks: str | None = None
 
     @property
     def command(self) -> str:
@@ -57,7 +59,12 @@ class LandmarksTool:
 
     def options(self) -> dict[str, Any]:
         """All that decides a label map beside the CT."""
-        return {"recipe": _RECIPE, "quality": self.quality, "per_level": self.per_level}
+        return {
+            "recipe": _RECIPE,
+            "quality": self.quality,
+            "per_level": self.per_level,
+            "networks": self.networks,
+        }
 
     def work(self, case: FolderCase) -> Result:
         """Find the vertebrae of one case and judge them; what is implausible is written and held.
