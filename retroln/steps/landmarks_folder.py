@@ -32,7 +32,7 @@ class LandmarksTool:
         device: does not decide the result: a case done on one is not done again on another.
         per_level: `<id>/vertebrae_<LEVEL>.nii.gz`, one file for each level that was found, instead of
             `<id>.nii.gz` with the ids of `totalseg-v2`.
-        networks: stands for the networks and how they are used, a hash, say: with others, cases are done anew.
+        networks: stands for the networks and how they are used, by a hash; with others cases are done anew.
     """
 
     output_dir: Path
