@@ -1,6 +1,6 @@
 """Crop a folder: two processes beside one, and RetroLN beside the plain nibabel way, in one run.
 
-    python -m benchmarks.crop_folder [--cases 24] [--rounds 3] [--output results.json]
+    python -m benchmarks.crop_folder [--cases 40] [--rounds 3] [--output results.json]
 
 The cases are that of `benchmarks.crop` (512x512x240) under many ids: hard links, so files come from memory.
 Vertebrae come in the two forms that `retroln landmarks` writes. With level files one process reads two
@@ -175,7 +175,7 @@ def main() -> None:
         print(in_process_s(Path(rest[0]), rest[1], Path(rest[2]), int(rest[3])))
     else:
         parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-        parser.add_argument("--cases", type=int, default=24)
+        parser.add_argument("--cases", type=int, default=40)
         parser.add_argument("--rounds", type=int, default=3)
         parser.add_argument("--output", type=Path)
         arguments = parser.parse_args()

@@ -12,13 +12,11 @@ import numpy as np
 
 from retroln.anatomy import landmarks
 from retroln.anatomy.segmenter import Device, OpenSegmenter, Quality, Segmented, Segmenter
-from retroln.anatomy.totalseg_weights import Weights
 from retroln.anatomy.vertebrae import LEVEL_ORDER, Level, Vertebrae
-from retroln.errors import ConflictError, InputError, LandmarkError, UserError, naming
+from retroln.errors import ConflictError, InputError, LandmarkError, MissingExtraError, UserError, naming
 from retroln.imaging import nifti
 from retroln.imaging.geometry import require_same_grid
 from retroln.imaging.volume import Volume
-from retroln.settings import Settings, TotalSegSpec
 from retroln.steps.folder_listing import FolderCase, Listing, list_cts, require_apart, shown
 from retroln.steps.folders import Result, ToolError
 
@@ -34,6 +32,7 @@ class LandmarksTool:
         device: does not decide the result: a case done on one is not done again on another.
         per_level: `<id>/vertebrae_<LEVEL>.nii.gz`, one file for each level that was found, instead of
             `<id>.nii.gz` with the ids of `totalseg-v2`.
+        networks: stands for the networks and how they are used, by a hash; with others cases are done anew.
     """
 
     output_dir: Path
@@ -41,6 +40,7 @@ class LandmarksTool:
     quality: Quality = "full"
     device: Device = "auto"
     per_level: bool = False
+    networks: str | None = None
 
     @property
     def command(self) -> str:
@@ -59,7 +59,12 @@ class LandmarksTool:
 
     def options(self) -> dict[str, Any]:
         """All that decides a label map beside the CT."""
-        return {"recipe": _RECIPE, "quality": self.quality, "per_level": self.per_level}
+        return {
+            "recipe": _RECIPE,
+            "quality": self.quality,
+            "per_level": self.per_level,
+            "networks": self.networks,
+        }
 
     def work(self, case: FolderCase) -> Result:
         """Find the vertebrae of one case and judge them; what is implausible is written and held.
@@ -82,7 +87,7 @@ class LandmarksTool:
         }
         try:
             with naming(self._target(case.case_id)):
-                judged = landmarks.assess(spine, unanchored="accept", ct=ct)
+                judged = landmarks.assess(spine, unanchored="accept")
         except LandmarkError as error:
             return Result(outputs, facts, held=error)
         facts["findings"] += judged.findings
@@ -110,31 +115,17 @@ class LandmarksTool:
         return (target,)
 
 
-@dataclass(frozen=True)
-class TotalSegmentator:
-    """TotalSegmentator with the weights that the settings pin, its networks kept in this process."""
-
-    weights: Weights
-    spec: TotalSegSpec
-
-    def segment(self, ct: Volume) -> Segmented:
-        """As `retroln.anatomy.totalseg_vertebrae.segment`."""
-        from retroln.anatomy.totalseg_vertebrae import segment
-
-        return segment(ct, self.weights, self.spec)
-
-
 def open_totalseg(quality: Quality, device: Device) -> Segmenter:
-    """TotalSegmentator by `RETROLN_TOTALSEG__*`, of which the command line names quality and device.
+    """TotalSegmentator.
 
     Raises:
-        UserError: as `weights_copy.fetch`.
+        MissingExtraError: this version does not bind it yet.
     """
-    from retroln.steps import weights_copy
-
-    settings = Settings()
-    spec = settings.totalseg.model_copy(update={"quality": quality, "device": device})
-    return TotalSegmentator(weights_copy.fetch(settings.model_copy(update={"totalseg": spec})), spec)
+    raise MissingExtraError(
+        "vertebrae cannot be made here yet",
+        expected="TotalSegmentator behind `retroln.anatomy.segmenter.Segmenter`",
+        fix="deliver vertebra label maps beside the CTs",
+    )
 
 
 @lru_cache(maxsize=1)

@@ -185,6 +185,12 @@ def test_each_process_opens_one_segmenter(cohort: Folders) -> None:
     assert {tuple(how) for _, *how in opened} == {("fast", "cpu")}
 
 
+def test_other_networks_do_every_case_anew(cohort: Folders) -> None:
+    for networks, done in (("one", 2), ("one", 0), ("other", 2)):
+        tool = LandmarksTool(cohort.out, open_stand_in, networks=networks)
+        assert run_folder(tool, tool.list_cases(cohort.ct)).accounting.done == done
+
+
 def _open_nothing(quality: Quality, device: Device) -> StandInSegmenter:
     raise MissingExtraError("TotalSegmentator is not installed", fix="pip install 'retroln[landmarks]'")
 
