@@ -50,8 +50,12 @@ def landmarks(
     limit: int | None,
     pattern: str,
 ) -> None:
-    """Find the vertebrae T11 to S1 in every CT of a folder, and judge whether they are plausible."""
+    """Find the vertebrae T11 to S1 in every CT of a folder, and judge whether they are plausible.
+
+    TotalSegmentator does it, with the weights that RETROLN_TOTALSEG__WEIGHTS pins in the store.
+    """
     from retroln.steps import landmarks_folder as step
 
-    tool = step.LandmarksTool(output_dir, step.open_totalseg, quality, device, per_level)
+    networks = step.networks(quality)
+    tool = step.LandmarksTool(output_dir, step.open_totalseg, quality, device, per_level, networks)
     work_through(tool, tool.list_cases(input_dir, checked_pattern(pattern)), processes=processes, limit=limit)

@@ -6,19 +6,24 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from retroln.anatomy import landmarks
 from retroln.anatomy.segmenter import Device, OpenSegmenter, Quality, Segmented, Segmenter
 from retroln.anatomy.vertebrae import LEVEL_ORDER, Level, Vertebrae
-from retroln.errors import ConflictError, InputError, LandmarkError, MissingExtraError, UserError, naming
+from retroln.errors import ConflictError, InputError, LandmarkError, UserError, naming
+from retroln.files import sha256_json
 from retroln.imaging import nifti
 from retroln.imaging.geometry import require_same_grid
 from retroln.imaging.volume import Volume
+from retroln.settings import Settings, TotalSegSpec
 from retroln.steps.folder_listing import FolderCase, Listing, list_cts, require_apart, shown
 from retroln.steps.folders import Result, ToolError
+
+if TYPE_CHECKING:
+    from retroln.anatomy.totalseg_weights import Weights
 
 _RECIPE = 1  # goes up when the same CT and options give another label map than before
 
@@ -115,17 +120,44 @@ class LandmarksTool:
         return (target,)
 
 
+@dataclass(frozen=True, eq=False)
+class _TotalSeg:
+    """TotalSegmentator on one machine, with its weights there."""
+
+    weights: Weights
+    spec: TotalSegSpec
+
+    def segment(self, ct: Volume) -> Segmented:
+        from retroln.anatomy.totalseg_vertebrae import segment
+
+        return segment(ct, self.weights, self.spec)
+
+
 def open_totalseg(quality: Quality, device: Device) -> Segmenter:
-    """TotalSegmentator.
+    """TotalSegmentator with the weights that settings pin (docs/howto/weights.md), brought to this machine.
 
     Raises:
-        MissingExtraError: this version does not bind it yet.
+        UserError: as `retroln.steps.weights_copy.fetch`.
     """
-    raise MissingExtraError(
-        "vertebrae cannot be made here yet",
-        expected="TotalSegmentator behind `retroln.anatomy.segmenter.Segmenter`",
-        fix="deliver vertebra label maps beside the CTs",
-    )
+    from retroln.steps.weights_copy import fetch
+
+    settings = _settings(quality, device)
+    return _TotalSeg(fetch(settings), settings.totalseg)
+
+
+def networks(quality: Quality) -> str:
+    """Hash of all that decides TotalSegmentator's labels beside the CT: `networks` of a tool that uses it."""
+    from retroln.anatomy.totalseg import VERSION
+
+    spec = _settings(quality, "auto").totalseg
+    return sha256_json([VERSION, spec.weights, spec.quality, spec.ribs, spec.refine])
+
+
+def _settings(quality: Quality, device: Device) -> Settings:
+    settings = Settings()
+    changes = {"quality": quality, "device": "gpu" if device == "cuda" else device}
+    spec = settings.totalseg.model_copy(update=changes)
+    return settings.model_copy(update={"landmarks": "totalseg", "totalseg": spec})
 
 
 @lru_cache(maxsize=1)
