@@ -22,6 +22,7 @@ FACTORS = {
     "landmarks_implausible": 0.3,
     "off_bone": 0.2,
     "l2_unresolved": 0.2,
+    "landmarks_cut": 0.2,
     "no_lumbar_level": 0.1,
     "landmarks_missing": 0.1,
 }

@@ -22,6 +22,7 @@ from retroln.errors import ConflictError
 LANDMARK_REASONS = frozenset(
     {
         "landmarks_missing",
+        "landmarks_cut",
         "no_lumbar_level",
         "landmarks_implausible",
         "off_bone",

@@ -155,7 +155,7 @@ def networks(quality: Quality) -> str:
 
 def _settings(quality: Quality, device: Device) -> Settings:
     settings = Settings()
-    changes = {"quality": quality, "device": "gpu" if device == "cuda" else device}
+    changes = {"quality": quality, "device": device}
     spec = settings.totalseg.model_copy(update=changes)
     return settings.model_copy(update={"landmarks": "totalseg", "totalseg": spec})
 
