@@ -15,7 +15,8 @@ from infra.stand_in_weights.recipe import Recipe
 from retroln.anatomy.totalseg_weights import NETWORKS
 from retroln.nnunet import model_folder
 
-_LR, _WEIGHT_DECAY = 3e-3, 1e-2
+_LR, _WEIGHT_DECAY, _WARM_UP = 3e-3, 1e-2, 40
+_DEPTHS = 4  # how many of the decoder's stages are taught; a voxel of a deeper one holds most of a vertebra
 _NEVER = -50.0  # logit of a label that is not learnt; nnU-Net sums logits in half precision
 _BONE_WEIGHT = 8.0
 _CUT_SHARE = 0.4  # of patches whose scan shows a part of the spine alone
@@ -39,18 +40,19 @@ def train(recipe: Recipe, cases: Sequence[Case], tell: Tell) -> dict[str, torch.
     torch.manual_seed(recipe.task_id)
     network = model_folder.build_network(recipe.plans(), len(recipe.ids) + 1)
     network = network.to(memory_format=torch.channels_last_3d).train()
+    network.decoder.deep_supervision = True
     optimizer = torch.optim.AdamW(network.parameters(), _LR, weight_decay=_WEIGHT_DECAY)
-    decay = torch.optim.lr_scheduler.PolynomialLR(optimizer, recipe.iterations, 0.9)
+    pace = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _pace(step, recipe.iterations))
     started, recent = time.monotonic(), []
     for number, (images, labels) in enumerate(_batches(recipe, cases), start=1):
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             logits = network(images)
-        loss = _loss(logits.float(), labels)
+        loss = _deep_loss(logits, labels)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 12.0)
         optimizer.step()
-        decay.step()
+        pace.step()
         recent.append(float(loss.detach()))
         if number % 100 == 0 or number == recipe.iterations:
             mean = float(np.mean(recent[-100:]))
@@ -69,6 +71,20 @@ def write(recipe: Recipe, state: dict[str, torch.Tensor], folder: Path) -> None:
         value[[0, *recipe.ids]] = state[name]
     network = NETWORKS[recipe.task_id]
     model_folder.write(folder / network.folder, recipe.plans(), recipe.dataset(), whole)
+
+
+def _pace(step: int, steps: int) -> float:
+    """Learning rate over its highest: a short warm-up, then polynomial decay."""
+    return min(1.0, (step + 1) / _WARM_UP) * (1 - step / (steps + 1)) ** 0.9
+
+
+def _deep_loss(logits: Sequence[torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+    """The losses of the finest outputs, each coarser one at half the weight of the one above it."""
+    losses = [
+        _loss(made.float(), labels[:, :: 2**depth, :: 2**depth, :: 2**depth]) / 2**depth
+        for depth, made in enumerate(logits[:_DEPTHS])
+    ]
+    return torch.stack(losses).sum() / (2 - 2 ** (1 - len(losses)))
 
 
 def _loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
