@@ -18,9 +18,9 @@ from retroln.nnunet import model_folder
 _LR, _WEIGHT_DECAY, _WARM_UP = 3e-3, 1e-2, 40
 _DEPTHS = 4  # how many of the decoder's stages are taught; a voxel of a deeper one holds most of a vertebra
 _NEVER = -50.0  # logit of a label that is not learnt; nnU-Net sums logits in half precision
-_BONE_WEIGHT = 8.0
+_BONE_WEIGHT = 8.0  # at the beginning; it falls to 1
 _CUT_SHARE = 0.4  # of patches whose scan shows a part of the spine alone
-_ON_SPINE_SHARE = 0.8
+_ON_SPINE_SHARE = 0.5
 
 Tell = Callable[[str], None]
 
@@ -48,7 +48,7 @@ def train(recipe: Recipe, cases: Sequence[Case], tell: Tell) -> dict[str, torch.
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             logits = network(images)
-        loss = _deep_loss(logits, labels)
+        loss = _deep_loss(logits, labels, _BONE_WEIGHT ** (1 - number / recipe.iterations))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 12.0)
         optimizer.step()
@@ -78,21 +78,22 @@ def _pace(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / _WARM_UP) * (1 - step / (steps + 1)) ** 0.9
 
 
-def _deep_loss(logits: Sequence[torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+def _deep_loss(logits: Sequence[torch.Tensor], labels: torch.Tensor, bone_weight: float) -> torch.Tensor:
     """The losses of the finest outputs, each coarser one at half the weight of the one above it."""
     losses = [
-        _loss(made.float(), labels[:, :: 2**depth, :: 2**depth, :: 2**depth]) / 2**depth
+        _loss(made.float(), labels[:, :: 2**depth, :: 2**depth, :: 2**depth], bone_weight) / 2**depth
         for depth, made in enumerate(logits[:_DEPTHS])
     ]
     return torch.stack(losses).sum() / (2 - 2 ** (1 - len(losses)))
 
 
-def _loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def _loss(logits: torch.Tensor, labels: torch.Tensor, bone_weight: float) -> torch.Tensor:
     """Cross-entropy and the mean soft Dice loss of the labels that are in the batch.
 
-    A few voxels in a hundred are bone of interest; unweighted, one level was at times never told from the next.
+    A few voxels in a hundred are bone of interest. Unweighted from the beginning, one level was at times never
+    told from the next; weighted to the end, what lies beside the spine was labelled as well.
     """
-    weights = torch.full((logits.shape[1],), _BONE_WEIGHT)
+    weights = torch.full((logits.shape[1],), bone_weight)
     weights[0] = 1.0
     entropy = torch.nn.functional.cross_entropy(logits, labels, weights)
     shares = logits.softmax(1)
