@@ -157,7 +157,8 @@ class Delivered:
         """What is kept of the series' headers (`series.json`)."""
         assert self.study is not None
         known_as = deidentify.KnownAs(self.policy.pseudonyms("DICOM"), self.patient_id)
-        return deidentify.series_record(self.study, series, choice, known_as)
+        with self.naming_objects():
+            return deidentify.series_record(self.study, series, choice, known_as)
 
     @contextmanager
     def naming_objects(self) -> Iterator[None]:

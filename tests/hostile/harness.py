@@ -11,14 +11,18 @@ import resource
 import subprocess
 import sys
 import time
+from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+
+from retroln.imaging.volume import LARGEST_BYTES
 
 LONGEST_S = 5.0
 """No single input may take longer."""
 
-LARGEST_MB = 2600
-"""Peak memory of the whole process: what nifti.py lets one file announce, and the rest of the program."""
+LARGEST_MB = (LARGEST_BYTES >> 20) + 400
+"""Peak memory of a pass over inputs that are held: one volume of the largest size, and the program."""
 
 _ADDRESS_SPACE = 8 << 30  # so that a bomb that goes off ends this process and not the machine
 
@@ -36,10 +40,35 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Pass:
-    """All verdicts of a source, by case id, and the peak memory of the process that gave them."""
+    """All verdicts of a source, by case id, and the peak memory of the process that gave them.
+
+    Attributes:
+        peak_mb: of the process, and of the largest that it started.
+    """
 
     verdicts: dict[str, Verdict]
     peak_mb: float
+
+    @property
+    def done(self) -> set[str]:
+        """Cases that were taken in."""
+        return {name for name, verdict in self.verdicts.items() if verdict.outcome == "done"}
+
+    def require_ends(self, cases: Collection[str]) -> None:
+        """Every case is taken in, or held under a reason with a message that names the fix; quickly."""
+        assert set(self.verdicts) == set(cases)
+        ends = Counter(verdict.outcome for verdict in self.verdicts.values())
+        wrong = [v for v in self.verdicts.values() if v.outcome not in ("done", "quarantined")]
+        assert set(ends) == {"done", "quarantined"}, (ends, wrong)
+        for verdict in self.verdicts.values():
+            if verdict.outcome == "quarantined":
+                assert verdict.reason, verdict
+                for part in ("expected", "got", "fix"):
+                    assert part in str(verdict.detail).lower(), verdict
+                assert str(verdict.detail).isprintable() or "\n" in str(verdict.detail), verdict
+        slowest = max(self.verdicts.values(), key=lambda verdict: verdict.seconds)
+        assert slowest.seconds < LONGEST_S, slowest
+        assert self.peak_mb < LARGEST_MB
 
 
 def take_in(folder: Path) -> Pass:
@@ -61,6 +90,14 @@ def take_in(folder: Path) -> Pass:
     return Pass({line["case_id"]: Verdict(**line) for line in lines}, float(done.stdout))
 
 
+def require_nothing_beside(folder: Path) -> None:
+    """A pass wrote where it should and nowhere else, and left nothing in its scratch folder."""
+    beside = {path.name for path in folder.iterdir() if not path.name.startswith("catalog.db")}
+    assert beside == {"cwd", "source", "store", "tmp", "verdicts.jsonl", "work"}
+    for name in ("cwd", "tmp", "work"):
+        assert list((folder / name).iterdir()) == []
+
+
 def _main(folder: Path) -> None:
     from retroln.catalog.accounting import CaseOutcome
     from retroln.steps import ingest
@@ -80,7 +117,8 @@ def _main(folder: Path) -> None:
             stream.write(json.dumps(vars(line)) + "\n")
 
         run.finish(ingest.ingest(settings, run_id=run.run_id, on_outcome=note))
-    sys.stdout.write(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+    peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    sys.stdout.write(str(sum(peaks) / 1024))
 
 
 if __name__ == "__main__":
