@@ -24,7 +24,7 @@ _GZIP_LEVEL = 1
 _DEFLATE_MAX_RATIO = 1032  # zlib manual: no deflate stream expands more
 _PACKING_BYTES = 16 << 20  # what gzip may add to voxels that do not pack: 5 bytes in 64 KiB, and headers
 _MOST_MEMBERS = 1 << 16  # of a gzip stream; BGZF, which makes the most, has one for each 64 KiB
-_REAL_BYTES = 4  # a float32, which scaled values become
+_REAL_BYTES = 4  # a float32, which scaled values become, or an int32, which labels do
 FARTHEST_HU = 100_000
 """No CT has a value beyond: 16 stored bits at 1 HU each, with some room for coarser steps."""
 _LABEL_TOLERANCE = 1e-3
@@ -220,11 +220,20 @@ def _inflate(data: bytes, limit: int) -> tuple[bytearray, bool]:
 
 def _require_possible_size(path: Path, layout: Layout) -> None:
     """Before memory is taken: the size the header announces can be in this file and is sensible."""
-    stored = layout.dtype.itemsize
-    require_possible_size(layout.grid.shape, max(stored, _REAL_BYTES) if layout.scaled else stored, path)
+    require_possible_size(layout.grid.shape, _voxel_bytes(layout), path)
     largest = path.stat().st_size * _DEFLATE_MAX_RATIO
     if layout.data_bytes > largest:
         raise _wrong_size(path, layout.data_bytes, largest)
+
+
+def _voxel_bytes(layout: Layout) -> int:
+    """What a voxel counts as: its own size, or two thirds of what it takes beside its real value.
+
+    So reading never takes more than one and a half times the largest volume.
+    """
+    stored = layout.dtype.itemsize
+    both = -(-2 * (stored + _REAL_BYTES) // 3)
+    return max(stored, both) if layout.scaled or layout.dtype.str[1:] == "f8" else stored
 
 
 def _wrong_size(path: Path, expected: int, got: int) -> InputError:
@@ -267,7 +276,7 @@ def _real_values(layout: Layout, stored: NDArray[Any]) -> NDArray[Any]:
 def _whole_numbers(stored: NDArray[Any], layout: Layout, path: Path) -> NDArray[Any]:
     """Rounded values of a scaled or floating label map, chunk by chunk to stay small."""
     flat = stored.ravel(order="F")
-    rounded = np.empty(flat.size, np.int32)
+    rounded: NDArray[Any] = np.empty(flat.size, np.uint8)
     for start in range(0, flat.size, _CHUNK_VOXELS):
         part = slice(start, start + _CHUNK_VOXELS)
         real = flat[part] * layout.slope + layout.intercept if layout.scaled else flat[part]
@@ -276,12 +285,16 @@ def _whole_numbers(stored: NDArray[Any], layout: Layout, path: Path) -> NDArray[
             wrong = ~(np.abs(real - nearest) <= _LABEL_TOLERANCE) | (np.abs(nearest) >= 2**31)
         if wrong.any():
             raise _not_integer(path, float(real[wrong][0]))
+        if not _fits(nearest, rounded.dtype):
+            wider = (
+                np.uint16 if rounded.dtype == np.uint8 and _fits(nearest, np.dtype(np.uint16)) else np.int32
+            )
+            rounded = rounded.astype(wider)
         rounded[part] = nearest
-    kind = next(k for k in (np.uint8, np.uint16, np.int32) if _fits(rounded, k))
-    return rounded.astype(kind, copy=False).reshape(stored.shape, order="F")
+    return rounded.reshape(stored.shape, order="F")
 
 
-def _fits(values: NDArray[Any], kind: type[np.integer[Any]]) -> bool:
+def _fits(values: NDArray[Any], kind: np.dtype[Any]) -> bool:
     return bool(values.min() >= np.iinfo(kind).min and values.max() <= np.iinfo(kind).max)
 
 

@@ -21,8 +21,8 @@ from retroln.imaging.volume import LARGEST_BYTES
 LONGEST_S = 5.0
 """No single input may take longer."""
 
-LARGEST_MB = (LARGEST_BYTES >> 20) + 400
-"""Peak memory of a pass over inputs that are held: one volume of the largest size, and the program."""
+LARGEST_MB = (LARGEST_BYTES * 3 // 2 >> 20) + 400
+"""Peak memory of a pass over inputs that are held: one and a half of the largest volume, and the program."""
 
 _ADDRESS_SPACE = 8 << 30  # so that a bomb that goes off ends this process and not the machine
 

@@ -109,7 +109,8 @@ def texts(header: Any, keyword: str) -> tuple[str, ...]:
     """
     try:
         raw = header.get_item(keyword) if keyword in header else None
-        if isinstance(getattr(raw, "value", None), bytes) and len(raw.value) > _LONGEST_VALUE:
+        unread = getattr(raw, "value", None)
+        if isinstance(unread, bytes) and len(unread) > _LONGEST_VALUE:
             return ()
         value = header.get(keyword)
     except Exception:  # a value that breaks its own type is as good as none
