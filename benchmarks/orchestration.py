@@ -1,6 +1,6 @@
 """Prepare as a deployment on a real server beside the plain library loop, same cases, same process pool.
 
-    python -m benchmarks.orchestration [--cases 1500] [--output results.json]
+    python -m benchmarks.orchestration [--cases 1800] [--output results.json]
 
 The plain side calls `retroln.steps.prepare.prepare` over half of its cases before the other side and over
 half after it, so that a drift of the machine meets both. The other side starts the deployment `prepare` on
@@ -63,6 +63,6 @@ if __name__ == "__main__":
     report(
         __doc__,
         measure,
-        cases=(1500, "per side; the plain side should take 5 minutes or more"),
-        shard_size=(750, "cases per shard; it should take some minutes"),
+        cases=(1800, "per side; the plain side should take 5 minutes or more"),
+        shard_size=(900, "cases per shard; it should take some minutes"),
     )

@@ -16,6 +16,7 @@ from infra.postgres import write_secret
 
 PORTS = 10  # neighbouring ports that one server needs
 ENVIRONMENT = {"GOMEMLIMIT": "512MiB"}
+_VOLUMES = "100000"  # each bucket takes several; left alone, a nearly full disk allows a few dozen in all
 _SERVICES = ("s3", "master", "volume", "filer", "admin")
 
 
@@ -76,6 +77,7 @@ def server_command(folder: Path, port: int) -> list[str]:
         "admin.ui": "false",
         "webdav": "false",
         "master.telemetry": "false",
+        "volume.max": _VOLUMES,
         "s3.port.iceberg": "0",
         "s3.port.lance": "0",
         "s3.allowDeleteBucketNotEmpty": "false",

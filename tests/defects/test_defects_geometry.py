@@ -31,7 +31,7 @@ _FINE = (200, 240, 96)
 
 
 def _fine_case(folder: Path) -> Grid:
-    """A CT of 0.8 x 0.8 x 2.5 mm with T12-L5 as blocks of 60 ml, 35 mm apart, and one node."""
+    """A CT of 0.8 x 0.8 x 2.5 mm with T12-L5 as blocks of 51 ml, 35 mm apart, and one node."""
     affine = np.diag([0.8, 0.8, 2.5, 1.0])
     affine[:3, 3] = (-80.0, -140.0, -900.0)
     grid = Grid(_FINE, affine)
@@ -39,7 +39,7 @@ def _fine_case(folder: Path) -> Grid:
     labels, node = np.zeros(_FINE, np.uint8), np.zeros(_FINE, np.uint8)
     for i, level in enumerate(LEVEL_ORDER[1:7]):
         bottom = 78 - 14 * i
-        labels[75:125, 60:122, bottom : bottom + 12] = V2[level]
+        labels[70:130, 70:114, bottom : bottom + 12] = V2[level]
     node[110:116, 150:157, 40:44] = 1
     for name, array in (("ct", ct), ("vertebrae", labels), ("mask", node)):
         nifti.write(folder / f"{name}.nii.gz", np.asfortranarray(array), grid)

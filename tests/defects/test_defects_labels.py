@@ -8,7 +8,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from case_folders import BOX_SLICES, SHAPE, Folders, ct_hu, moved_spine, nodes, retroln, write
+from case_folders import BOX_SLICES, SHAPE, Folders, coded_ct, ct_hu, moved_spine, nodes, retroln, write
 from spine import grid_ras
 
 from retroln.errors import GateError
@@ -60,9 +60,10 @@ def test_defect_12_training_refuses_such_a_case(tmp_path: Path, settings: Settin
     """Unless a person takes responsibility."""
     from retroln.steps import train
 
+    settings = settings.model_copy(update={"unanchored": "accept"})  # no shape of a block confirms its number
     for number in range(3):
         case = tmp_path / "source" / f"P{number}" / f"CASE{number}"
-        write(case / "ct.nii.gz", ct_hu(number))
+        write(case / "ct.nii.gz", coded_ct(moved_spine(), number))
         write(case / "vertebrae.nii.gz", moved_spine())
         write(case / "mask.nii.gz", nodes() if number else _mostly_outside())
     assert ingest_and_prepare(settings)[1].done == 3

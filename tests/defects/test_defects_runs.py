@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
+import numpy as np
 import pytest
 from case_folders import Folders
 
@@ -46,11 +49,11 @@ def test_defect_17_a_case_that_broke_is_counted_and_told(
 ) -> None:
     """And the exit code is not 0."""
 
-    def full(content: memoryview) -> bytes:
+    def full(path: Path) -> NoReturn:
         raise OSError(28, "No space left on device")
 
     folders = _cohort(tmp_path)
-    monkeypatch.setattr(nifti, "_compressed", full)
+    monkeypatch.setattr(nifti, "_opened_for_writing", full)
     ran = folders.crop()
     assert ran.code == 10
     assert folders.summary()["failed"] == 3
@@ -89,13 +92,12 @@ def test_defect_19_a_write_that_breaks_leaves_nothing(
 ) -> None:
     """Not a half file, and not a temporary one."""
 
-    def interrupted(path: Path, data: object) -> int:
-        with path.open("wb") as stream:
-            stream.write(bytes(data)[:10])  # type: ignore[call-overload]
+    def interrupted(voxels: np.ndarray) -> Iterator[bytes]:
+        yield bytes(10)
         raise OSError(5, "Input/output error")
 
     folders = _cohort(tmp_path)
-    monkeypatch.setattr(Path, "write_bytes", interrupted)
+    monkeypatch.setattr(nifti, "_slabs", interrupted)
     with pytest.raises(OSError, match="Input/output error"):
         crop_files(folders.ct / "LN_0.nii.gz", folders.vertebrae / "LN_0.nii.gz", folders.out)
     assert not list(folders.out.iterdir())

@@ -77,6 +77,6 @@ def _require_same(mutant: Mutant, workspace: Workspace, scratch: Path) -> None:
 
 
 def _with_offset(plain: bytes) -> bytes:
-    """The file with an offset of 0 spelt out: nibabel would take it at its word and read the header as voxels."""
+    """The file with an offset of 0 spelt out, which nibabel would take at its word: the header as voxels."""
     said = struct.unpack_from("<f", plain, 108)[0]
     return plain[:108] + struct.pack("<f", said or 352.0) + plain[112:]

@@ -103,6 +103,18 @@ class Platform:
 
         return wait(look, timeout_s, f"flow run {flow_run_id} does not become {names}")
 
+    def at_rest(self, timeout_s: float = 240) -> None:
+        """Wait until no flow runs and none is due: an earlier test may have started something."""
+        active = {"state": {"type": {"any_": ["SCHEDULED", "PENDING", "RUNNING", "CANCELLING"]}}}
+
+        def look() -> bool:
+            found = self.prefect.read_flow_runs(
+                flow_run_filter=FlowRunFilter.model_validate(active), limit=200
+            )
+            return not any(_is_due(run) for run in found)
+
+        wait(look, timeout_s, "the platform does not come to rest")
+
     def runs_of(self, flow: str) -> list[FlowRun]:
         """Flow runs of a flow that are not merely scheduled, newest first."""
         found = self.prefect.read_flow_runs(sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=200)
@@ -177,6 +189,11 @@ class Platform:
         """Process ids of the flow runs that a worker has started, and of what they started."""
         _, *inner = self.worker_processes(worker)
         return [pid for process in inner for pid in descendants(process)]
+
+
+def _is_due(run: FlowRun) -> bool:
+    soon = datetime.now(UTC) + timedelta(seconds=2)
+    return run.next_scheduled_start_time is None or run.next_scheduled_start_time <= soon
 
 
 def hold_nightly_schedules(prefect: SyncPrefectClient) -> None:

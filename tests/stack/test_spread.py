@@ -54,7 +54,7 @@ def _each_done_once(platform: Platform, run_id: int, cases: list[str]) -> None:
     for case in cases:
         events = platform.catalog.case_history(case).events
         assert [event.to_state for event in events] == ["ingested", "prepared"]
-    assert platform.catalog.claims() == []
+    assert not [claim for claim in platform.catalog.claims() if claim.case_id in cases]
 
 
 @pytest.fixture
