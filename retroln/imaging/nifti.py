@@ -269,7 +269,23 @@ def _real_values(layout: Layout, stored: NDArray[Any]) -> NDArray[Any]:
             values *= np.float32(layout.slope)
             values += np.float32(layout.intercept)
         return values
-    return stored.astype(np.float32) if layout.dtype.str[1:] == "f8" else _native(stored)
+    with np.errstate(over="ignore"):
+        return _narrowed(stored) if layout.dtype.str[1:] == "f8" else _native(stored)
+
+
+def _narrowed(stored: NDArray[Any]) -> NDArray[Any]:
+    """float64 as float32, in the front half of the memory it lies in, where that may be written.
+
+    Touching so much memory anew takes longer than the conversion. A chunk is read before it is overwritten.
+    """
+    if not stored.flags.writeable:
+        return stored.astype(np.float32)
+    flat = stored.reshape(-1, order="F")
+    narrow = flat.view(np.float32)[: flat.size]
+    for start in range(0, flat.size, _CHUNK_VOXELS):
+        part = slice(start, start + _CHUNK_VOXELS)
+        narrow[part] = flat[part].astype(np.float32)
+    return narrow.reshape(stored.shape, order="F")
 
 
 def _whole_numbers(stored: NDArray[Any], layout: Layout, path: Path) -> NDArray[Any]:

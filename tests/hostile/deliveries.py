@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
@@ -28,12 +28,14 @@ class Delivery:
         accepted: it must be taken in.
         asked: what it says is another volume than the sound one, so that this is what must be stored; else
             what is taken in must be the sound volume.
+        links: symbolic links below the case's folder, by path, and where they lead.
     """
 
     name: str
     files: Mapping[str, bytes]
     accepted: bool = False
     asked: bool = False
+    links: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,10 @@ class Element:
 
 
 @cache
-def sound_series(transfer_syntax: str = ExplicitVRLittleEndian) -> tuple[bytes, ...]:
+def sound_series(transfer_syntax: str = ExplicitVRLittleEndian, slices: int = SHAPE[2]) -> tuple[bytes, ...]:
     """The files of the sound series, from the lowest slice to the highest."""
-    datasets = series(ct_array(SHAPE), lps_grid(SHAPE), Made(transfer_syntax=transfer_syntax))
+    shape = (*SHAPE[:2], slices)
+    datasets = series(ct_array(shape), lps_grid(shape), Made(transfer_syntax=transfer_syntax))
     with tempfile.TemporaryDirectory() as folder:
         return tuple(_bytes(Path(folder, "one"), dataset) for dataset in datasets)
 
@@ -146,4 +149,8 @@ def write(folder: Path, deliveries: Iterator[Delivery]) -> dict[str, Delivery]:
             path = folder / "source" / f"PAT{number}" / delivery.name / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
+        for name, target in delivery.links.items():
+            path = folder / "source" / f"PAT{number}" / delivery.name / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.symlink_to(target)
     return written

@@ -20,6 +20,8 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from retroln.imaging.dicom.layout import LONGEST_SIDE
+from retroln.imaging.volume import LARGEST_BYTES
 from tests.hostile.deliveries import (
     Delivery,
     Element,
@@ -79,6 +81,8 @@ _SYNTAXES = (
     ImplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian, RLELossless, JPEGLSLossless,
     JPEG2000Lossless, JPEGLosslessSV1, JPEGBaseline8Bit, "1.2.840.10008.1.2.4.100", "1.2.3", "", "x" * 300,
 )  # fmt: skip
+TOO_LARGE = ("too-large", "too-large-in-fractions")
+"""Deliveries that announce just more than the largest volume."""
 _CODECS = {"rle": RLELossless, "jpegls": JPEGLSLossless, "j2k": JPEG2000Lossless, "jpeg": JPEGLosslessSV1}
 
 
@@ -96,6 +100,7 @@ def deliveries(seed: int = 700) -> Iterator[Delivery]:
     yield from _flips(slices, random.Random(seed + 1))
     yield from _structures(slices)
     yield from _deflated(slices)
+    yield from _large()
     yield from _companions(slices, random.Random(seed + 2))
     for name, syntax in _CODECS.items():
         yield from _coded(name, sound_series(syntax), random.Random(seed + 3))
@@ -327,6 +332,17 @@ def _deflate(data: bytes, more: int = 0, pixels: int = 0) -> bytes:
     packed = [packing.compress(joined(b"", rest))]
     packed += [packing.compress(bytes(1 << 24)) for _ in range((more or pixels) >> 24)]
     return joined(head, meta) + b"".join(packed) + packing.flush()
+
+
+def _large() -> Iterator[Delivery]:
+    """Headers that announce as much as a volume may take, and one slice more."""
+    side = partial(_sides, LONGEST_SIDE, LONGEST_SIDE)
+    half = partial(changed, keyword="RescaleSlope", value=b"0.5")
+    most = LARGEST_BYTES // (2 * LONGEST_SIDE**2)
+    for name, count in {"largest": most, TOO_LARGE[0]: most + 1}.items():
+        yield Delivery(name, _all(sound_series(slices=count), side))
+    for name, count in {"largest-in-fractions": most // 2, TOO_LARGE[1]: most // 2 + 1}.items():
+        yield Delivery(name, _all(sound_series(slices=count), lambda data: half(side(data))))
 
 
 def _companions(slices: Sequence[bytes], chance: random.Random) -> Iterator[Delivery]:

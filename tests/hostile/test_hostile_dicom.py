@@ -1,10 +1,11 @@
-"""Hundreds of broken and malicious DICOM series: each ends accepted and right, or held with a reason."""
+"""Hundreds of broken and malicious DICOM series and zips: each is taken in right, or held with a reason."""
 
 from __future__ import annotations
 
 import warnings
 from collections import defaultdict
 from io import BytesIO
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from retroln.imaging import nifti
 from retroln.imaging.volume import Volume
 from retroln.steps.workspace import Workspace, open_workspace
 from tests.dicom_series import ct_array, lps_grid
-from tests.hostile import dicom_mutations
+from tests.hostile import archive_mutations, dicom_mutations
 from tests.hostile.deliveries import SHAPE, Delivery, write
 from tests.hostile.harness import Pass, require_nothing_beside, take_in
 from tests.way import embedded
@@ -31,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def delivered(folder: Path) -> dict[str, Delivery]:
     """Every series by its name, and as a case of its own in the source."""
-    return write(folder, dicom_mutations.deliveries())
+    return write(folder, chain(dicom_mutations.deliveries(), archive_mutations.deliveries()))
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +42,9 @@ def taken(folder: Path, delivered: dict[str, Delivery]) -> Pass:
 
 
 def test_each_ends_taken_in_or_held_and_quickly(delivered: dict[str, Delivery], taken: Pass) -> None:
-    assert len(delivered) > 700
+    assert len(delivered) > 1200
     taken.require_ends(delivered)
-    assert len(taken.verdicts) - len(taken.done) > 400
+    assert len(taken.verdicts) - len(taken.done) > 700
 
 
 def test_harmless_oddities_are_taken_in(delivered: dict[str, Delivery], taken: Pass) -> None:
@@ -63,6 +64,17 @@ def test_what_is_taken_in_is_the_sound_volume_or_what_it_says(
         if difference := _difference(_stored(workspace, name, tmp_path), *expected):
             wrong.append((name, difference))
     assert not wrong
+
+
+def test_what_announces_more_than_the_largest_volume_is_held_before_it_is_read(taken: Pass) -> None:
+    for name in dicom_mutations.TOO_LARGE:
+        verdict = taken.verdicts[name]
+        assert verdict.reason == "too_large" and "at most 2 GiB of voxels" in str(verdict.detail)
+    for name in (
+        "largest",
+        "largest-in-fractions",
+    ):  # their pixels are missing, which is seen on reading them
+        assert taken.verdicts[name].reason == "truncated"
 
 
 def test_nothing_is_written_where_it_does_not_belong(folder: Path, taken: Pass) -> None:

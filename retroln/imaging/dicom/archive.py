@@ -18,7 +18,8 @@ from retroln.errors import InputError
 
 _MAGIC = (b"PK\x03\x04", b"PK\x05\x06")  # the second: an empty archive
 _CHUNK_BYTES = 1 << 20
-_BROKEN = (EOFError, NotImplementedError, ValueError)  # what zipfile lets through
+# what zipfile lets through: of an empty name an IndexError, of a key that is asked for a RuntimeError
+_BROKEN = (EOFError, RuntimeError, ValueError, LookupError, ArithmeticError)
 _PACKED_BY = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _DIRECTORY_BYTES = 8 << 20  # 400 for each of 20,000 members; zipfile makes an object of 500 bytes of 46
 _END, _END_BYTES, _LONGEST_COMMENT = b"PK\x05\x06", 22, 65535  # APPNOTE 4.3.16

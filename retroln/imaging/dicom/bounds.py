@@ -14,8 +14,11 @@ from typing import IO, Any
 from retroln.errors import InputError
 from retroln.imaging.volume import LARGEST_BYTES
 
-LARGEST_FILE_BYTES = LARGEST_BYTES + (64 << 20)
-"""Voxels of the largest volume and a header of 64 MiB: an enhanced object can be a whole series."""
+LARGEST_FILE_BYTES = LARGEST_BYTES // 2 + (64 << 20)
+"""Half the largest volume, and a header of 64 MiB: pydicom holds the file beside the volume made of it.
+
+An enhanced object can be a whole series; 2,048 slices of 512 x 512 fit.
+"""
 LARGEST_INFLATED_BYTES = 512 << 20
 """A deflated object, unpacked. pydicom holds it two or three times; 1,000 slices of 512 x 512 fit."""
 MOST_INFLATED_RATIO = 200

@@ -157,11 +157,7 @@ def _require_frames(header: Any, path: Path, transfer_syntax: str) -> None:
     """Each frame is what the header lays out, as far as that can be seen before it is decoded."""
     announced = Image(int(header.Rows), int(header.Columns), int(header.SamplesPerPixel))
     decoded_bytes = announced.rows * announced.columns * int(header.BitsAllocated) // 8
-    try:
-        coded = list(_coded(header))
-    except Exception as error:  # of damaged fragments
-        raise undecodable(path, f"fragments that are no frames ({type(error).__name__})") from None
-    for frame in coded:
+    for frame in _coded(header, path):
         if len(frame) > _MOST_CODED * decoded_bytes + _CODED_HEADER_BYTES:
             raise undecodable(path, f"{len(frame)} bytes for {decoded_bytes} of pixels")
         if transfer_syntax != _RLE and image_of(frame) != announced:
@@ -170,16 +166,21 @@ def _require_frames(header: Any, path: Path, transfer_syntax: str) -> None:
             )
 
 
-def _coded(header: Any) -> Iterator[bytes]:
+def _coded(header: Any, path: Path) -> Iterator[bytes]:
+    """Frame by frame: all of them would be the file once more."""
     from pydicom.encaps import generate_frames
 
     offsets = None
     if header.get("ExtendedOffsetTable") and header.get("ExtendedOffsetTableLengths"):
         offsets = (header.ExtendedOffsetTable, header.ExtendedOffsetTableLengths)
-    found: Iterator[bytes] = generate_frames(
-        header.PixelData, number_of_frames=int(header.get("NumberOfFrames") or 1), extended_offsets=offsets
-    )
-    return found
+    try:
+        yield from generate_frames(
+            header.PixelData,
+            number_of_frames=int(header.get("NumberOfFrames") or 1),
+            extended_offsets=offsets,
+        )
+    except Exception as error:  # of damaged fragments
+        raise undecodable(path, f"fragments that are no frames ({type(error).__name__})") from None
 
 
 def undecodable(file: Path, got: str) -> InputError:
