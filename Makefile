@@ -43,6 +43,7 @@ lint: setup
 bench: setup ## ratios against stated baselines
 	$(BIN)/python -m benchmarks.crop
 	$(BIN)/python -m benchmarks.crop_folder
+	$(BIN)/python -W ignore -m benchmarks.ingest
 
 bench-platform: setup ## the same for the platform: workers, orchestration, accounting, approval (40 minutes)
 	for name in workers orchestration accounting approval; do $(BIN)/python -W ignore -m benchmarks.$$name || exit 1; done

@@ -130,10 +130,11 @@ def _peak_of_fetch(settings: Settings, client: Any, folder: Path, size_mb: int) 
             stream.write(bytes(1_000_000))
     client.upload_file(str(path), "source", f"size-{size_mb}")
     child = (
-        "import sys, resource; from pathlib import Path; from retroln.settings import Settings;"
+        "import sys; from pathlib import Path; from retroln.settings import Settings;"
         "from retroln.storage.open import open_store;"
         "open_store('s3://source', Settings()).get_file(sys.argv[1], Path(sys.argv[2]));"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
+        "status = Path('/proc/self/status').read_text();"  # ru_maxrss begins with that of the parent
+        "print(int(status.split('VmHWM:')[1].split()[0]) // 1024)"
     )
     command = [sys.executable, "-c", child, f"size-{size_mb}", str(folder / "fetched-large")]
     environment = {**os.environ, **_keys(settings)}

@@ -266,6 +266,8 @@ def _cautions(model: Model, contract: Contract, history: CaseHistory) -> list[st
     for finding in landmarks.findings if landmarks else ():
         if finding.startswith("reviewed: "):
             found.append(f"By a person's word, {finding.removeprefix('reviewed: ')}.")
+        if finding.startswith("accepted: "):
+            found.append(f"A check that this person overruled: {finding.removeprefix('accepted: ')}.")
     if landmarks and landmarks.truncated:
         found.append(f"The scan's edge cuts or misses {', '.join(landmarks.truncated)}.")
     patients = {member.patient_id for member in _trained_on(model)}

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
 
 _CHUNK_BYTES = 1 << 20
-_PART_BYTES = 8 << 20  # 10,000 parts, S3's limit, reach 80 GB
+_ONE_PUT_BYTES = 64 << 20  # streamed in one request, as most CT are; what is larger travels in parts
+_PART_BYTES = 16 << 20  # held in memory; 10,000, S3's limit, reach 160 GB
 _READ_ATTEMPTS = 4
 _MISSING = {"404", "NoSuchKey", "NotFound"}
 _TAKEN = {"412", "PreconditionFailed", "ConditionalRequestConflict"}
@@ -187,28 +188,27 @@ class S3Store:
             full = self._full(key)
             if self._read_only:
                 raise refused_write(self.uri, key)
-            first = stream.read(_PART_BYTES)
-            if len(first) < _PART_BYTES:
-                self._client.put_object(
-                    Bucket=self._bucket, Key=full, Body=first, Metadata=metadata, **condition
-                )
+            if stream.seek(0, os.SEEK_END) > _ONE_PUT_BYTES:
+                self._upload_parts(full, metadata, condition, stream)
             else:
-                self._upload_parts(full, metadata, condition, first, stream)
+                stream.seek(0)
+                self._client.put_object(
+                    Bucket=self._bucket, Key=full, Body=stream, Metadata=metadata, **condition
+                )
         return self.stat(key)
 
     def _upload_parts(
-        self, full: str, metadata: dict[str, str], condition: dict[str, Any], first: bytes, rest: IO[bytes]
+        self, full: str, metadata: dict[str, str], condition: dict[str, Any], stream: IO[bytes]
     ) -> None:
-        """Send 8 MiB at a time; boto3's own transfer knows no conditional put."""
+        """Send a part at a time; boto3's own transfer knows no conditional put."""
         upload = self._client.create_multipart_upload(Bucket=self._bucket, Key=full, Metadata=metadata)
         target: dict[str, Any] = {"Bucket": self._bucket, "Key": full, "UploadId": upload["UploadId"]}
         parts: list[Any] = []
+        stream.seek(0)
         try:
-            chunk = first
-            while chunk:
+            while chunk := stream.read(_PART_BYTES):
                 sent = self._client.upload_part(**target, PartNumber=len(parts) + 1, Body=chunk)
                 parts.append({"PartNumber": len(parts) + 1, "ETag": sent["ETag"]})
-                chunk = rest.read(_PART_BYTES)
             self._client.complete_multipart_upload(**target, MultipartUpload={"Parts": parts}, **condition)
         except BaseException:
             with suppress(Exception):  # the first error matters; a bucket rule clears what is left

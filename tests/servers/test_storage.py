@@ -128,7 +128,7 @@ def test_a_conditional_put_keeps_what_is_there(store: ObjectStore, tmp_path: Pat
     store.put_bytes(b"first", "key", if_absent=True)
     with pytest.raises(ConflictError, match="exists already"):
         store.put_bytes(b"second", "key", if_absent=True)
-    (tmp_path / "big").write_bytes(bytes(17 * MIB))
+    (tmp_path / "big").write_bytes(bytes(65 * MIB))
     with pytest.raises(ConflictError, match="exists already"):
         store.put_file(tmp_path / "big", "key", if_absent=True)
     assert store.get_bytes("key") == b"first"
@@ -347,7 +347,7 @@ class TestS3:
     def test_no_part_of_a_refused_upload_stays(self, s3_server: S3Server, s3_settings: Settings, tmp_path):
         bucket = s3_server.make_bucket(f"b-{secrets.token_hex(6)}")
         store = open_store(bucket, s3_settings)
-        (tmp_path / "big").write_bytes(bytes(17 * MIB))
+        (tmp_path / "big").write_bytes(bytes(65 * MIB))
         store.put_bytes(b"x", "key")
         with pytest.raises(ConflictError):
             store.put_file(tmp_path / "big", "key", if_absent=True)

@@ -190,6 +190,16 @@ class Platform:
         _, *inner = self.worker_processes(worker)
         return [pid for process in inner for pid in descendants(process)]
 
+    @contextmanager
+    def standing_still(self, *workers: str) -> Iterator[None]:
+        """Flow runs of these workers do nothing for the length of a block."""
+        stopped = [pid for worker in workers for pid in self.flow_processes(worker)]
+        tell(signal.SIGSTOP, *stopped)
+        try:
+            yield
+        finally:
+            tell(signal.SIGCONT, *stopped)
+
 
 def _is_due(run: FlowRun) -> bool:
     soon = datetime.now(UTC) + timedelta(seconds=2)
@@ -220,9 +230,14 @@ def descendants(pid: int) -> list[int]:
 
 
 def kill(*pids: int) -> None:
-    """kill -9; a process that is gone already is no error."""
+    """kill -9."""
+    tell(signal.SIGKILL, *pids)
+
+
+def tell(what: signal.Signals, *pids: int) -> None:
+    """Send a signal to processes; one that is gone already is no error."""
     for pid in pids:
         try:
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, what)
         except ProcessLookupError:
             continue

@@ -79,21 +79,33 @@ def test_worker_and_flow_killed_together_are_noticed_by_their_silence(platform: 
 
 def test_prefect_and_postgresql_restart_in_the_middle(platform: Platform) -> None:
     with _preparing(platform, "RESTART", 36) as record:
-        platform.supervisor.stop("prefect")
-        assert platform.catalog.count_outcomes(record)[Outcome.DONE] < 36, "too late to restart PostgreSQL"
-        _restart(platform, "postgres")
-        platform.supervisor.start("prefect")
+        _restart(platform, "prefect", "postgres", amid=(record, 36))
 
 
 def test_s3_is_gone_for_half_a_minute(platform: Platform) -> None:
-    with _preparing(platform, "STORE"):
-        _restart(platform, "seaweedfs", away_s=30)
+    with _preparing(platform, "STORE") as record:
+        _restart(platform, "seaweedfs", away_s=30, amid=(record, 24))
 
 
-def _restart(platform: Platform, program: str, away_s: float = 3) -> None:
-    platform.supervisor.stop(program)
-    time.sleep(away_s)
-    platform.supervisor.start(program)
+def _restart(
+    platform: Platform, *programs: str, away_s: float = 3, amid: tuple[int, int] | None = None
+) -> None:
+    """Stop programs, the first one first, and start them again; `amid` is a run and how many cases it has.
+
+    Shards stand still until the programs are gone, which may take longer than the rest of the work, and
+    go on while they are away.
+    """
+    try:
+        with platform.standing_still(*_SHARD_WORKERS):
+            if amid:
+                record, count = amid
+                assert platform.catalog.count_outcomes(record)[Outcome.DONE] < count, "too late to disturb it"
+            for program in programs:
+                platform.supervisor.stop(program)
+        time.sleep(away_s)
+    finally:
+        for program in reversed(programs):
+            platform.supervisor.start(program)
 
 
 def test_training_survives_a_kill_a_worker_that_is_told_to_stop_and_an_absent_mlflow(

@@ -10,6 +10,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -25,7 +26,7 @@ from retroln.imaging import nifti
 from retroln.imaging.geometry import Grid
 from retroln.imaging.phantom import Phantom, PhantomSpec, make_phantom, shifted_names
 from retroln.settings import Settings
-from retroln.steps import landmark_review
+from retroln.steps import infer, landmark_review
 from retroln.steps.landmark_review import Point, Words
 from retroln.steps.workspace import open_workspace
 from tests.way import embedded, ingest_and_prepare, write_case
@@ -115,8 +116,15 @@ def test_accepted_landmarks_go_on_as_labelled_and_say_so(held: Settings) -> None
     assert (_scan(held).state, found.rung, found.anchored) == (ScanState.PREPARED, "l2", True)
     assert "reviewed: the landmarks were accepted by Dr A" in found.findings
     assert any(finding.startswith("accepted: the names of the vertebrae") for finding in found.findings)
-    events = [event.reason for event in open_workspace(held).catalog.case_history("CASE").events]
-    assert events[-2:] == ["landmarks_reviewed", None]
+    history = open_workspace(held).catalog.case_history("CASE")
+    assert [event.reason for event in history.events][-2:] == ["landmarks_reviewed", None]
+    model, contract = SimpleNamespace(dataset=SimpleNamespace(members=())), SimpleNamespace(stand_in=None)
+    on_the_page = infer._cautions(model, contract, history)
+    assert "By a person's word, the landmarks were accepted by Dr A." in on_the_page
+    assert any(
+        line.startswith("A check that this person overruled: the names of the vertebrae")
+        for line in on_the_page
+    )
 
 
 def test_a_corrected_label_map_takes_the_place_of_the_wrong_one(
