@@ -10,16 +10,19 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 
 from tests.hostile.deliveries import Delivery, as_files, sound_series
 
 Member = tuple[str | zipfile.ZipInfo, bytes]
 
+OUTSIDE = Path("/tmp/retroln-hostile-out")
+"""Where some of the archives try to write."""
 _LOCAL, _CENTRAL, _END = b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06"
 _FLAGS, _METHOD, _CRC, _PACKED, _SIZE, _NAME_LENGTH, _OFFSET = 8, 10, 16, 20, 24, 28, 42  # in a central entry
 _LOCAL_SHIFT = 2  # fields of a local header up to its name's length lie so much earlier
 _TRICKS = (
-    "../out", "../../../../../../tmp/out", "a/../../out", "/tmp/out", "//tmp/out", "C:\\out", "C:out",
+    "../out", "../" * 9 + str(OUTSIDE)[1:], "a/../../out", str(OUTSIDE), f"/{OUTSIDE}", "C:\\out", "C:out",
     "..\\out", "a\\..\\..\\out", "..", "../", "/", "\\\\server\\share\\out", "dicom/../../out",
 )  # fmt: skip
 _ODD = (

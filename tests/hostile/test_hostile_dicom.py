@@ -18,7 +18,7 @@ from retroln.imaging import nifti
 from retroln.imaging.volume import Volume
 from retroln.steps.workspace import Workspace, open_workspace
 from tests.dicom_series import ct_array, lps_grid
-from tests.hostile import archive_mutations, dicom_mutations
+from tests.hostile import archive_mutations, dicom_mutations, object_mutations
 from tests.hostile.deliveries import SHAPE, Delivery, write
 from tests.hostile.harness import Pass, require_nothing_beside, take_in
 from tests.way import embedded
@@ -32,7 +32,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def delivered(folder: Path) -> dict[str, Delivery]:
     """Every series by its name, and as a case of its own in the source."""
-    return write(folder, chain(dicom_mutations.deliveries(), archive_mutations.deliveries()))
+    kinds = (dicom_mutations, archive_mutations, object_mutations)
+    return write(folder, chain.from_iterable(kind.deliveries() for kind in kinds))
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +43,9 @@ def taken(folder: Path, delivered: dict[str, Delivery]) -> Pass:
 
 
 def test_each_ends_taken_in_or_held_and_quickly(delivered: dict[str, Delivery], taken: Pass) -> None:
-    assert len(delivered) > 1200
+    assert len(delivered) > 1400
     taken.require_ends(delivered)
-    assert len(taken.verdicts) - len(taken.done) > 700
+    assert len(taken.verdicts) - len(taken.done) > 800
 
 
 def test_harmless_oddities_are_taken_in(delivered: dict[str, Delivery], taken: Pass) -> None:
@@ -77,8 +78,13 @@ def test_what_announces_more_than_the_largest_volume_is_held_before_it_is_read(t
         assert taken.verdicts[name].reason == "truncated"
 
 
-def test_nothing_is_written_where_it_does_not_belong(folder: Path, taken: Pass) -> None:
+def test_nothing_is_written_where_it_does_not_belong(
+    delivered: dict[str, Delivery], folder: Path, taken: Pass
+) -> None:
     require_nothing_beside(folder)
+    assert not archive_mutations.OUTSIDE.exists()
+    kept = [path for path in (folder / "source").rglob("*") if path.is_symlink() or path.is_file()]
+    assert len(kept) == sum(len(one.files) + len(one.links) for one in delivered.values())
 
 
 def _stored(workspace: Workspace, name: str, scratch: Path) -> Volume:
