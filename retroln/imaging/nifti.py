@@ -264,13 +264,22 @@ def _native(array: NDArray[Any]) -> NDArray[Any]:
 
 def _real_values(layout: Layout, stored: NDArray[Any]) -> NDArray[Any]:
     if layout.scaled:
-        values = stored.astype(np.float32)
-        with np.errstate(over="ignore", invalid="ignore"):  # `check_ct` refuses what is not finite
-            values *= np.float32(layout.slope)
-            values += np.float32(layout.intercept)
-        return values
+        return _scaled(stored, layout)
     with np.errstate(over="ignore"):
         return _narrowed(stored) if layout.dtype.str[1:] == "f8" else _native(stored)
+
+
+def _scaled(stored: NDArray[Any], layout: Layout) -> NDArray[Any]:
+    """Stored values x slope + intercept in float32, chunk by chunk: the memory is gone through once."""
+    slope, intercept = np.float32(layout.slope), np.float32(layout.intercept)
+    flat, values = stored.reshape(-1, order="F"), np.empty(stored.size, np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):  # `check_ct` refuses what is not finite
+        for start in range(0, flat.size, _CHUNK_VOXELS):
+            part = slice(start, start + _CHUNK_VOXELS)
+            values[part] = flat[part]
+            values[part] *= slope
+            values[part] += intercept
+    return values.reshape(stored.shape, order="F")
 
 
 def _narrowed(stored: NDArray[Any]) -> NDArray[Any]:

@@ -127,7 +127,8 @@ def test_big_endian_and_nifti2_are_read(tmp_path: Path) -> None:
         np.testing.assert_allclose(volume.grid.affine, _affine(), atol=1e-4)
 
 
-def test_scaled_integers_become_float32(tmp_path: Path) -> None:
+def test_scaled_integers_become_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nifti, "_CHUNK_VOXELS", 11)
     image = nib.Nifti1Image(_voxels(), _affine())
     image.header.set_slope_inter(2.0, -1024.0)
     nib.save(image, tmp_path / "a.nii.gz")
