@@ -23,7 +23,7 @@ from retroln.imaging.volume import LARGEST_BYTES
 LONGEST_S = 5.0
 """No single input may take more of one processor, what it starts included."""
 
-LONGEST_WAIT_S = 30.0
+LONGEST_WAIT_S = 60.0
 """By the clock, on a machine that others use too."""
 
 LARGEST_MB = (LARGEST_BYTES * 3 // 2 >> 20) + 400
