@@ -16,7 +16,7 @@ from typing import Any
 
 from prefect import flow, task
 
-from benchmarks.platform import now, platform, report, scan_without_image
+from benchmarks.on_a_stack import now, platform, report, scan_without_image
 from infra.stack.plan import Stack
 from retroln.catalog.accounting import CaseOutcome, Outcome
 from retroln.catalog.records import CropDraft, LandmarksDraft, RoiDraft, ScanRecord

@@ -16,7 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.platform import now, platform, report, scan_without_image
+from benchmarks.on_a_stack import now, platform, report, scan_without_image
 from infra.stack.throwaway import command
 from retroln.catalog.records import DatasetDraft, MemberDraft
 from retroln.settings import Settings

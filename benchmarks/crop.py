@@ -1,6 +1,6 @@
 """Crop of one 512x512x240 CT with six per-level files and a mask: RetroLN beside plain nibabel.
 
-    python benchmarks/crop.py [--rounds 3] [--output results.json]
+    python -m benchmarks.crop [--rounds 3] [--output results.json]
 
 Both sides do the same work in the same run: find the region from T12-L5, scale to 0..1, cut CT and mask
 out, write .nii.gz. The plain side is what most scripts of the field do, the predecessor's included: every
@@ -22,6 +22,10 @@ from pathlib import Path
 LEVELS = ("T12", "L1", "L2", "L3", "L4", "L5")
 SHAPE = (512, 512, 240)
 SPACING_MM = (0.8, 0.8, 2.0)
+_HALF_WIDTH = {
+    "T12": 20
+}  # voxels; transverse processes begin at L1
+_ITSELF = (sys.executable, "-m", "benchmarks.crop")
 
 
 def make_case(folder: Path) -> None:
@@ -38,7 +42,8 @@ def make_case(folder: Path) -> None:
     (folder / "vertebrae").mkdir()
     for i, level in enumerate(LEVELS):
         bottom = 195 - 17 * i
-        block = (slice(228, 284), slice(120, 190), slice(bottom, bottom + 14))
+        half = _HALF_WIDTH.get(level, 28)
+        block = (slice(256 - half, 256 + half), slice(120, 190), slice(bottom, bottom + 14))
         ct[block] = 300
         mask = np.zeros(SHAPE, np.uint8)
         mask[block] = 1
@@ -101,7 +106,7 @@ def in_process_s(side: str, case: Path, output: Path, rounds: int) -> float:
 def command(side: str, case: Path, output: Path) -> list[str]:
     """The command line a person would type."""
     if side == "plain":
-        return [sys.executable, __file__, "child", "plain", str(case), str(output)]
+        return [*_ITSELF, "child", "plain", str(case), str(output)]
     files = ["--ct", case / "ct.nii.gz", "--vertebrae", case / "vertebrae", "--mask", case / "mask.nii.gz"]
     program = [sys.executable, "-m", "retroln.cli", "crop"]
     return [*program, *map(str, files), "--output-dir", str(output)]
@@ -122,7 +127,7 @@ def run_process(arguments: list[str]) -> tuple[float, float, float]:
 def measure(side: str, case: Path, output: Path, rounds: int) -> dict[str, float]:
     """Figures of one side."""
     runs = [run_process(command(side, case, output)) for _ in range(rounds)]
-    child = [sys.executable, __file__, "time", side, str(case), str(output), str(rounds)]
+    child = [*_ITSELF, "time", side, str(case), str(output), str(rounds)]
     inside = subprocess.run(child, check=True, capture_output=True, text=True).stdout
     return {
         "in_process_s": round(float(inside), 3),
@@ -147,7 +152,7 @@ def benchmark(rounds: int) -> dict[str, dict[str, float]]:
     """Both sides and their ratios, plain over ours."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        subprocess.run([sys.executable, __file__, "make", name], check=True)
+        subprocess.run([*_ITSELF, "make", name], check=True)
         found = {side: measure(side, folder, folder / side, rounds) for side in ("plain", "retroln")}
         require_equal(folder / "retroln", folder / "plain")
     found["ratio"] = {key: round(found["plain"][key] / found["retroln"][key], 2) for key in found["plain"]}

@@ -25,7 +25,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.crop import make_case
-from benchmarks.platform import report
+from benchmarks.on_a_stack import report
 from infra.servers import S3Server, start_seaweedfs
 from retroln.settings import Settings
 

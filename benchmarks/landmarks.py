@@ -151,6 +151,6 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["child"]:
         _child(sys.argv[2], Path(sys.argv[3]), [Path(name) for name in sys.argv[4:]])
     else:
-        from benchmarks.platform import report
+        from benchmarks.on_a_stack import report
 
         report(__doc__, measure, cases=(3, "CT per side and quality"))

@@ -15,7 +15,7 @@ import os
 import socket
 from typing import Any
 
-from benchmarks.platform import deliver, now, platform, prepared_at, report, run_deployment
+from benchmarks.on_a_stack import deliver, now, platform, prepared_at, report, run_deployment
 from retroln.settings import Settings
 
 _SPACING_MM = (1.0, 1.0, 1.5)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.platform import deliver, platform, prepared_at, report, run_deployment
+from benchmarks.on_a_stack import deliver, platform, prepared_at, report, run_deployment
 from infra.stack.supervisor import Supervisor
 
 _SPACING_MM = (1.0, 1.0, 1.5)

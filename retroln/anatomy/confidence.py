@@ -37,4 +37,5 @@ def confidence(findings: Iterable[str]) -> float:
     Only for sorting: a case with a lower number has more, or graver, findings. Equal numbers say nothing.
     """
     codes = (finding.split(":", 1)[0] for finding in findings)
-    return round(prod((FACTORS.get(code, OTHER) for code in codes), start=1.0), 4)
+    factors = sorted(FACTORS.get(code, OTHER) for code in codes)  # a product of floats depends on their order
+    return round(prod(factors, start=1.0), 4)

@@ -45,15 +45,29 @@ def bone_contrast(ct: Volume, vertebrae: Vertebrae) -> dict[Level, BoneContrast]
     """
     if ct.array.shape != vertebrae.grid.shape:
         raise ValueError(f"CT must be {vertebrae.grid.shape}, got {ct.array.shape}")
-    labelled = vertebrae.to_label_map() > 0
     found = {}
     for level, vertebra in vertebrae.levels.items():
-        rest = ~labelled[vertebra.box.slices]
+        rest = _rest(vertebra, vertebrae)
         here = _contrast(ct, vertebra, rest, (0, 0))
         if here is not None:
             aside = [_contrast(ct, vertebra, rest, move) for move in _moves(ct)]
             found[level] = BoneContrast(here, max((x for x in aside if x is not None), default=None))
     return found
+
+
+def _rest(vertebra: Vertebra, vertebrae: Vertebrae) -> NDArray[np.bool_]:
+    """What no level claims of a level's box; a label map of the whole grid would be most of the cost."""
+    rest = np.ones(vertebra.mask.shape, bool)
+    for other in vertebrae.levels.values():
+        pairs = list(zip(vertebra.box.start, vertebra.box.stop, other.box.start, other.box.stop, strict=True))
+        shared = [(max(a, c), min(b, d)) for a, b, c, d in pairs]
+        if all(low < high for low, high in shared):
+            here = tuple(slice(low - a, high - a) for (low, high), (a, *_) in zip(shared, pairs, strict=True))
+            there = tuple(
+                slice(low - c, high - c) for (low, high), (_, _, c, _) in zip(shared, pairs, strict=True)
+            )
+            rest[here] &= ~other.mask[there]
+    return rest
 
 
 def off_bone(contrast: Mapping[Level, BoneContrast]) -> Iterator[Problem]:
@@ -74,6 +88,12 @@ def off_bone(contrast: Mapping[Level, BoneContrast]) -> Iterator[Problem]:
         f"{here:.0f} HU{compared}",
         "deliver the label map that was made on this CT",
     )
+
+
+def require_on_bone(ct: Volume, vertebrae: Vertebrae) -> None:
+    """Raise `LandmarkError` (`off_bone`) if the levels do not lie on bone of this CT, which is in HU."""
+    for problem in off_bone(bone_contrast(ct, vertebrae)):
+        raise problem.error()
 
 
 def _sharpness(contrast: list[BoneContrast]) -> float | None:

@@ -18,14 +18,19 @@ from retroln.errors import InputError, NotFoundError
 from retroln.files import atomic_path
 from retroln.imaging.geometry import Grid
 from retroln.imaging.nifti_header import HEADER_BYTES, Layout, encode, parse
-from retroln.imaging.volume import Volume
+from retroln.imaging.volume import Volume, require_possible_size
 
 _GZIP = b"\x1f\x8b"
 _GZIP_LEVEL, _GZIP_THREADS = 1, 2
-_LARGEST_BYTES = 8 << 30
 _DEFLATE_MAX_RATIO = 1032  # zlib manual: no deflate stream expands more
+_PACKING_BYTES = 16 << 20  # what gzip may add to voxels that do not pack: 5 bytes in 64 KiB, and headers
+_MOST_MEMBERS = 1 << 16  # of a gzip stream; BGZF, which makes the most, has one for each 64 KiB
+_REAL_BYTES = 4  # a float32, which scaled values become, or an int32, which labels do
+FARTHEST_HU = 100_000
+"""No CT has a value beyond: 16 stored bits at 1 HU each, with some room for coarser steps."""
 _LABEL_TOLERANCE = 1e-3
 _CHUNK_VOXELS = 1 << 22
+_CHUNK_BYTES = 1 << 16
 
 
 def read(path: Path) -> Volume:
@@ -93,7 +98,8 @@ def check_ct(volume: Volume, file: str | Path) -> None:
     """Refuse what is surely no CT in Hounsfield units.
 
     CT holds air (-1000), fat (-100) and soft tissue, so a volume is refused when it spans less than
-    300 HU (masks, values scaled to 0..1), or when nothing in it is negative though it holds values
+    300 HU (masks, values scaled to 0..1), when nothing in it is positive or something lies beyond
+    100,000 HU (a wrong rescale, damaged numbers), or when nothing in it is negative though it holds values
     between 1 and 199 (MR, 8-bit pictures, CT stored without its rescale). A CT reduced to bone on 0
     has no such values and passes.
 
@@ -106,11 +112,18 @@ def check_ct(volume: Volume, file: str | Path) -> None:
         raise _not_usable(file, "voxels hold NaN or infinity", "not_finite", "finite HU", f"{low} to {high}")
     if low == high:
         raise _not_usable(file, "every voxel holds the same value", "empty", "a scan", str(low))
-    dark = low >= 0 and bool(((array >= 1) & (array < 200)).any())
-    if high - low < 300 or dark:
+    impossible = high <= 0 or max(-low, high) > FARTHEST_HU
+    if high - low < 300 or impossible or (low >= 0 and _has_soft_tissue(array)):
         raise _not_usable(
             file, "not CT in Hounsfield units", "not_ct", "air near -1000, bone above 200", f"{low} to {high}"
         )
+
+
+def _has_soft_tissue(array: NDArray[Any]) -> bool:
+    """Whether a value lies from 1 to below 200; slab by slab, to need no second volume."""
+    slowest = int(np.argmax(np.abs(array.strides)))
+    slabs = np.moveaxis(array, slowest, 0)
+    return any(bool(((slab >= 1) & (slab < 200)).any()) for slab in slabs)
 
 
 def _not_usable(file: str | Path, what: str, reason: str, expected: str, got: str) -> InputError:
@@ -144,8 +157,14 @@ def _head(path: Path) -> bytes:
 def _content(path: Path, layout: Layout) -> bytes | bytearray:
     """All bytes of the image, exactly as many as the header announces."""
     expected = layout.offset + layout.data_bytes
-    data = path.read_bytes()
-    content = _decompressed(data, expected, path) if data[:2] == _GZIP else data
+    with path.open("rb") as stream:
+        packed = stream.read(len(_GZIP)) == _GZIP
+        size = path.stat().st_size
+        if size > expected + (_PACKING_BYTES if packed else 0):
+            raise _wrong_size(path, expected, size)
+        stream.seek(0)
+        data = stream.read()
+    content = _decompressed(data, expected, path) if packed else data
     if len(content) != expected:
         raise _wrong_size(path, expected, len(content))
     return content
@@ -168,37 +187,52 @@ def _decompressed(data: bytes, expected: int, path: Path) -> bytes | bytearray:
 def _decompress_members(data: bytes, expected: int, path: Path) -> bytearray:
     try:
         content, ended = _inflate(data, expected + 1)
-    except zlib.error as error:
+    except (zlib.error, _TooManyMembers) as error:
         raise _damaged(path, str(error)) from error
     if not ended and len(content) <= expected:
         raise _damaged(path, f"the stream ends after {len(content)} of {expected} bytes")
     return content
 
 
+class _TooManyMembers(Exception):
+    """A gzip stream in so many pieces that taking them apart is all that it is for."""
+
+
 def _inflate(data: bytes, limit: int) -> tuple[bytearray, bool]:
-    """At most `limit` bytes of one or more gzip members, and whether the last one read is complete."""
-    content, ended = bytearray(), True
-    while data[:2] == _GZIP and len(content) < limit:
+    """At most `limit` bytes of one or more gzip members, and whether the last one read is complete.
+
+    Fed in chunks, because a member hands back what lies behind its end: with the whole stream each time, the
+    work would grow with the square of the members.
+    """
+    content, ended, at = bytearray(), True, 0
+    for _ in range(_MOST_MEMBERS):
+        if data[at : at + 2] != _GZIP or len(content) >= limit:
+            return content, ended
         member = zlib.decompressobj(wbits=31)
-        content += member.decompress(data, limit - len(content))
-        data, ended = member.unused_data, member.eof
-    return content, ended
+        while not member.eof and at < len(data) and len(content) < limit:
+            chunk = data[at : at + _CHUNK_BYTES]
+            content += member.decompress(chunk, limit - len(content))
+            at += len(chunk) - len(member.unused_data) - len(member.unconsumed_tail)
+        ended = member.eof
+    raise _TooManyMembers(f"more than {_MOST_MEMBERS} gzip members")
 
 
 def _require_possible_size(path: Path, layout: Layout) -> None:
     """Before memory is taken: the size the header announces can be in this file and is sensible."""
-    if layout.data_bytes > _LARGEST_BYTES:
-        raise InputError(
-            "announces more voxels than any CT has",
-            reason="too_large",
-            file=path,
-            expected=f"at most {_LARGEST_BYTES >> 30} GiB",
-            got=f"shape {layout.grid.shape}",
-            fix="check the file's origin",
-        )
+    require_possible_size(layout.grid.shape, _voxel_bytes(layout), path)
     largest = path.stat().st_size * _DEFLATE_MAX_RATIO
     if layout.data_bytes > largest:
         raise _wrong_size(path, layout.data_bytes, largest)
+
+
+def _voxel_bytes(layout: Layout) -> int:
+    """What a voxel counts as: its own size, or two thirds of what it takes beside its real value.
+
+    So reading never takes more than one and a half times the largest volume.
+    """
+    stored = layout.dtype.itemsize
+    both = -(-2 * (stored + _REAL_BYTES) // 3)
+    return max(stored, both) if layout.scaled or layout.dtype.str[1:] == "f8" else stored
 
 
 def _wrong_size(path: Path, expected: int, got: int) -> InputError:
@@ -230,18 +264,43 @@ def _native(array: NDArray[Any]) -> NDArray[Any]:
 
 def _real_values(layout: Layout, stored: NDArray[Any]) -> NDArray[Any]:
     if layout.scaled:
-        values = stored.astype(np.float32)
-        with np.errstate(over="ignore", invalid="ignore"):  # `check_ct` refuses what is not finite
-            values *= np.float32(layout.slope)
-            values += np.float32(layout.intercept)
-        return values
-    return stored.astype(np.float32) if layout.dtype.str[1:] == "f8" else _native(stored)
+        return _scaled(stored, layout)
+    with np.errstate(over="ignore"):
+        return _narrowed(stored) if layout.dtype.str[1:] == "f8" else _native(stored)
+
+
+def _scaled(stored: NDArray[Any], layout: Layout) -> NDArray[Any]:
+    """Stored values x slope + intercept in float32, chunk by chunk: the memory is gone through once."""
+    slope, intercept = np.float32(layout.slope), np.float32(layout.intercept)
+    flat, values = stored.reshape(-1, order="F"), np.empty(stored.size, np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):  # `check_ct` refuses what is not finite
+        for start in range(0, flat.size, _CHUNK_VOXELS):
+            part = slice(start, start + _CHUNK_VOXELS)
+            values[part] = flat[part]
+            values[part] *= slope
+            values[part] += intercept
+    return values.reshape(stored.shape, order="F")
+
+
+def _narrowed(stored: NDArray[Any]) -> NDArray[Any]:
+    """float64 as float32, in the front half of the memory it lies in, where that may be written.
+
+    Touching so much memory anew takes longer than the conversion. A chunk is read before it is overwritten.
+    """
+    if not stored.flags.writeable:
+        return stored.astype(np.float32)
+    flat = stored.reshape(-1, order="F")
+    narrow = flat.view(np.float32)[: flat.size]
+    for start in range(0, flat.size, _CHUNK_VOXELS):
+        part = slice(start, start + _CHUNK_VOXELS)
+        narrow[part] = flat[part].astype(np.float32)
+    return narrow.reshape(stored.shape, order="F")
 
 
 def _whole_numbers(stored: NDArray[Any], layout: Layout, path: Path) -> NDArray[Any]:
     """Rounded values of a scaled or floating label map, chunk by chunk to stay small."""
     flat = stored.ravel(order="F")
-    rounded = np.empty(flat.size, np.int32)
+    rounded: NDArray[Any] = np.empty(flat.size, np.uint8)
     for start in range(0, flat.size, _CHUNK_VOXELS):
         part = slice(start, start + _CHUNK_VOXELS)
         real = flat[part] * layout.slope + layout.intercept if layout.scaled else flat[part]
@@ -250,12 +309,16 @@ def _whole_numbers(stored: NDArray[Any], layout: Layout, path: Path) -> NDArray[
             wrong = ~(np.abs(real - nearest) <= _LABEL_TOLERANCE) | (np.abs(nearest) >= 2**31)
         if wrong.any():
             raise _not_integer(path, float(real[wrong][0]))
+        if not _fits(nearest, rounded.dtype):
+            wider = (
+                np.uint16 if rounded.dtype == np.uint8 and _fits(nearest, np.dtype(np.uint16)) else np.int32
+            )
+            rounded = rounded.astype(wider)
         rounded[part] = nearest
-    kind = next(k for k in (np.uint8, np.uint16, np.int32) if _fits(rounded, k))
-    return rounded.astype(kind, copy=False).reshape(stored.shape, order="F")
+    return rounded.reshape(stored.shape, order="F")
 
 
-def _fits(values: NDArray[Any], kind: type[np.integer[Any]]) -> bool:
+def _fits(values: NDArray[Any], kind: np.dtype[Any]) -> bool:
     return bool(values.min() >= np.iinfo(kind).min and values.max() <= np.iinfo(kind).max)
 
 

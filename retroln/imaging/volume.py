@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from retroln.errors import InputError
 from retroln.imaging.geometry import AxisMap, Grid, VoxelBox, axis_map
+
+LARGEST_BYTES = 2 << 30
+"""Most that the voxels of one volume may take, in the file and in memory; what announces more is refused.
+
+In int16 these are 512 x 512 x 4096 voxels: at 0.5 mm from slice to slice a whole body. In float32, where a
+header scales the values by fractions, half as many slices.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +60,19 @@ class Volume:
         """The voxels in `box` (RAS+ indices); the crop's own source grid is RAS+."""
         grid = box.grid(self.grid)
         return Volume(self.array[box.slices], grid, grid)
+
+
+def require_possible_size(shape: tuple[int, ...], voxel_bytes: int, file: str | Path | None = None) -> None:
+    """Raise `InputError` (`too_large`) for a volume of more than `LARGEST_BYTES`, before memory is taken."""
+    if math.prod(shape) * voxel_bytes > LARGEST_BYTES:
+        raise InputError(
+            "announces more voxels than any CT has",
+            reason="too_large",
+            file=file,
+            expected=f"at most {LARGEST_BYTES >> 30} GiB of voxels",
+            got=f"shape {shape} of {voxel_bytes} bytes each",
+            fix="check the file's origin; store whole numbers as int16",
+        )
 
 
 def occupied_box(array: NDArray[Any]) -> VoxelBox | None:

@@ -45,14 +45,13 @@ class Delivered:
         """Look at the files of the CT; of DICOM read every header.
 
         Raises:
-            SettingsError: DICOM needs the pseudonyms' key.
-            InputError: `several_patients`, and as `unpack` and `open_study`.
+            InputError: `no_pseudonym_key`, `several_patients`, and as `unpack` and `open_study`.
         """
         first, *others = sorted((folder / "ct").iterdir())
         named_itself = [info.key for info in infos] == [entry.ct]  # and no folder, which can only be DICOM
         if named_itself and not (archive.is_zip(first) or is_dicom(first)):
             return cls(entry, folder, policy, {}, None)
-        policy.pseudonyms("DICOM")
+        policy.for_dicom(entry.ct)
         objects = {
             neutral_name(number, info.key): policy.object_name(entry.ct, info.key)
             for number, info in enumerate(infos, start=1)
@@ -157,7 +156,8 @@ class Delivered:
         """What is kept of the series' headers (`series.json`)."""
         assert self.study is not None
         known_as = deidentify.KnownAs(self.policy.pseudonyms("DICOM"), self.patient_id)
-        return deidentify.series_record(self.study, series, choice, known_as)
+        with self.naming_objects():
+            return deidentify.series_record(self.study, series, choice, known_as)
 
     @contextmanager
     def naming_objects(self) -> Iterator[None]:

@@ -35,6 +35,11 @@ class CaseEntry:
     series: str | None = None
 
     @property
+    def is_named_dicom(self) -> bool:
+        """Whether the CT's key says DICOM; one that does not may hold it all the same."""
+        return self.problem is None and self.ct.endswith(("/", ".zip", ".dcm"))
+
+    @property
     def keys(self) -> dict[str, str]:
         """Key of each part, by part name."""
         named = {"ct": self.ct, "vertebrae": self.vertebrae, "mask": self.mask}

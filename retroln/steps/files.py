@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from retroln.anatomy import landmarks, roi
+from retroln.anatomy.on_bone import require_on_bone
 from retroln.anatomy.vertebrae import Vertebrae
 from retroln.errors import InputError, NotFoundError, UserError, naming
 from retroln.files import write_json
 from retroln.imaging import intensity, nifti
-from retroln.imaging.geometry import require_same_grid
+from retroln.imaging.geometry import Grid, require_same_grid
 from retroln.imaging.volume import Volume
 from retroln.settings import Hu, LabelScheme, RoiSpec
 
@@ -80,8 +81,11 @@ def crop_files(
     """
     name = _checked_id(case_id or case_id_of(ct))
     window = (hu or Hu()) if normalize else None
-    region, assessment = _find_region(ct, vertebrae, label_ids, spec or RoiSpec())
-    image = _cut_ct(ct, region, window)
+    source = nifti.read_grid(ct)
+    spine = Vertebrae.read(vertebrae, label_ids)
+    with naming(vertebrae):
+        region, assessment = _find_region(source, spine, spec or RoiSpec())
+        image = _cut_ct(ct, spine, region, window)
     labels, inside = _cut_mask(mask, region) if mask else (None, None)
     record = {
         "case_id": name,
@@ -119,22 +123,19 @@ def paste_file(crop: Path, roi_json: Path, output: Path) -> None:
     nifti.write(_checked_name(output), roi.paste(volume.array, region), region.source)
 
 
-def _find_region(
-    ct: Path, vertebrae: Path, label_ids: LabelScheme, spec: RoiSpec
-) -> tuple[roi.Roi, landmarks.Assessment]:
-    source = nifti.read_grid(ct)
-    spine = Vertebrae.read(vertebrae, label_ids)
+def _find_region(source: Grid, spine: Vertebrae, spec: RoiSpec) -> tuple[roi.Roi, landmarks.Assessment]:
+    """By the CT's grid alone: a case whose landmarks do not do costs no reading of the CT."""
     scan = Volume.from_source(np.broadcast_to(np.False_, source.shape), source)
-    require_same_grid(scan.grid, spine.grid, what="vertebra label map", file=vertebrae)
-    with naming(vertebrae):
-        assessment = landmarks.assess(spine, unanchored="accept")
-        return roi.locate(spine, assessment, spec, source), assessment
+    require_same_grid(scan.grid, spine.grid, what="vertebra label map")
+    assessment = landmarks.assess(spine, unanchored="accept")
+    return roi.locate(spine, assessment, spec, source), assessment
 
 
-def _cut_ct(ct: Path, region: roi.Roi, window: Hu | None) -> Volume:
+def _cut_ct(ct: Path, spine: Vertebrae, region: roi.Roi, window: Hu | None) -> Volume:
     volume = nifti.read(ct)
     if window is not None:
         nifti.check_ct(volume, ct)
+    require_on_bone(volume, spine)
     crop = volume.crop(region.box)
     array = intensity.scale(crop.array, window) if window else crop.array.copy(order="F")
     return crop.with_array(array)

@@ -19,6 +19,8 @@ from retroln.steps.cohort import list_cases
 from retroln.steps.entry import UNKNOWN, UNNAMED, CaseEntry
 from retroln.storage.base import ObjectStore
 
+NO_KEY = "no_pseudonym_key"
+"""Reason of a DICOM case that was delivered while there was no key."""
 _MISPLACED = "misplaced:"
 _LINE = re.compile(r"line-\d+")  # what a row without a usable id is called
 _PATIENT = re.compile(r"P-[A-Z2-7]{16}")
@@ -66,6 +68,24 @@ class Policy:
                 f"{what} needs RETROLN_PSEUDONYM_KEY, which is not set",
                 expected="a secret of 32 characters or more, kept apart from the data",
                 fix='make one, once for good: python -c "import secrets; print(secrets.token_hex(32))"',
+            )
+        return self.known
+
+    def for_dicom(self, file: str) -> Pseudonyms:
+        """The key's pseudonyms, without which no DICOM is taken in.
+
+        Raises:
+            InputError: `no_pseudonym_key`; the case waits for the key, and is taken in once there is one.
+        """
+        if self.known is None:
+            raise InputError(
+                "DICOM is taken in only under a key for pseudonyms, and none is set",
+                reason=NO_KEY,
+                file=file,
+                expected="RETROLN_PSEUDONYM_KEY, a secret of 32 characters or more",
+                got="nothing",
+                fix="make one, once for good, set it, and ingest again: "
+                'python -c "import secrets; print(secrets.token_hex(32))"',
             )
         return self.known
 

@@ -8,6 +8,7 @@ DICOM series its headers without the patient are stored beside it.
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,11 +28,13 @@ from retroln.steps.cases import OnOutcome, run_cases
 from retroln.steps.cohort import parts_of
 from retroln.steps.delivered import Delivered, neutral_name
 from retroln.steps.entry import UNKNOWN, CaseEntry
-from retroln.steps.identity import Policy
+from retroln.steps.identity import NO_KEY, Policy
 from retroln.steps.workspace import Workspace, open_workspace
 from retroln.storage.base import ObjectInfo
 
 Parts = dict[str, tuple[ObjectInfo, ...]]
+
+log = logging.getLogger(__name__)
 
 
 def ingest(
@@ -55,8 +58,21 @@ def ingest(
 
 
 def list_entries(settings: Settings) -> tuple[CaseEntry, ...]:
-    """Every case that the source lists, under its name in here (see `steps.identity`)."""
-    return Policy.of(settings).list(open_workspace(settings).source, settings)
+    """Every case that the source lists, under its name in here (see `steps.identity`).
+
+    Warns of DICOM that will be held for want of a key, before the first case is read.
+    """
+    policy = Policy.of(settings)
+    entries = policy.list(open_workspace(settings).source, settings)
+    waiting = 0 if policy.known else sum(entry.is_named_dicom for entry in entries)
+    if waiting:
+        log.warning(
+            "%d of %d cases are DICOM and are held as %s: RETROLN_PSEUDONYM_KEY is not set",
+            waiting,
+            len(entries),
+            NO_KEY,
+        )
+    return entries
 
 
 def ingest_case(settings: Settings, run_id: int, entry: CaseEntry) -> CaseOutcome:
@@ -89,14 +105,16 @@ def _ingest(workspace: Workspace, policy: Policy, run_id: int, entry: CaseEntry)
             raise entry.problem
         parts = parts_of(entry, workspace.source)
         fingerprint = _fingerprint(entry, parts, policy)
-        if known := _known(current, fingerprint):
+        if known := _known(current, fingerprint, policy):
             return known
         _require_same_patient(entry, current)
+        if entry.is_named_dicom:
+            policy.for_dicom(entry.ct)
         with workspace.scratch() as folder:
             sha256 = _fetch(workspace, entry, parts, folder)
-            if current and current.source_sha256 == sha256 and not _wanted_again(current):
+            if current and current.source_sha256 == sha256 and not _wanted_again(current, policy):
                 workspace.catalog.touch_fingerprint(current.scan_id, fingerprint)
-                return _known(current, current.source_fingerprint) or _skipped(current)
+                return _known(current, current.source_fingerprint, policy) or _skipped(current)
             delivered = Delivered.open(entry, folder, parts["ct"], policy)
             entry = replace(entry, patient_id=delivered.patient_id)
             _require_consent(workspace, entry)
@@ -105,7 +123,7 @@ def _ingest(workspace: Workspace, policy: Policy, run_id: int, entry: CaseEntry)
     except InputError as error:
         held = _held(policy, entry, current, error)
         held = replace(held, source_fingerprint=fingerprint, source_sha256=sha256)
-        return _quarantine(workspace, current, held, run_id)
+        return _quarantine(workspace, policy, current, held, run_id)
     return _record(workspace, policy, entry, draft, run_id)
 
 
@@ -151,8 +169,8 @@ def _refused(policy: Policy, entry: CaseEntry, error: InputError) -> CaseOutcome
     return CaseOutcome(entry.case_id, Outcome.QUARANTINED, error.reason, str(policy.conceal(error, entry)))
 
 
-def _known(current: ScanRecord | None, fingerprint: str) -> CaseOutcome | None:
-    if current is None or current.source_fingerprint != fingerprint or _wanted_again(current):
+def _known(current: ScanRecord | None, fingerprint: str, policy: Policy) -> CaseOutcome | None:
+    if current is None or current.source_fingerprint != fingerprint or _wanted_again(current, policy):
         return None
     if current.state is ScanState.QUARANTINED and current.ct_key is None:
         return CaseOutcome(current.case_id, Outcome.QUARANTINED, current.reason, current.detail)
@@ -163,9 +181,10 @@ def _skipped(current: ScanRecord) -> CaseOutcome:
     return CaseOutcome(current.case_id, Outcome.SKIPPED)
 
 
-def _wanted_again(current: ScanRecord) -> bool:
-    """True for a case that a person requeued before anything of it was stored."""
-    return current.ct_key is None and current.state is not ScanState.QUARANTINED
+def _wanted_again(current: ScanRecord, policy: Policy) -> bool:
+    """True for a case that a person requeued before anything of it was stored, or that waited for a key."""
+    has_key_now = current.reason == NO_KEY and policy.known is not None
+    return current.ct_key is None and (has_key_now or current.state is not ScanState.QUARANTINED)
 
 
 def _fingerprint(entry: CaseEntry, parts: Parts, policy: Policy) -> str:
@@ -204,13 +223,24 @@ def _fetch(workspace: Workspace, entry: CaseEntry, parts: Parts, folder: Path) -
             try:
                 digest = workspace.source.get_file(info.key, target / copy)
             except NotFoundError as error:
-                raise InputError("vanished while reading", reason="missing_object", file=info.key) from error
+                raise _vanished(info.key) from error
             # in a folder of levels a file's name says which level it is
             in_folder = name == "vertebrae" and info.key != entry.vertebrae
             digests.append([file_name, digest] if in_folder else digest)
         # slices may be renamed: their headers say where they belong
         hashes[name] = digests if name == "vertebrae" else sorted(digests, key=str)
     return sha256_json([entry.patient_id, entry.label_ids, hashes, *_asked_series(entry)])
+
+
+def _vanished(key: str) -> InputError:
+    return InputError(
+        "vanished while reading, or a link that leads nowhere",
+        reason="missing_object",
+        file=key,
+        expected="an object that stays",
+        got="nothing",
+        fix="upload it again",
+    )
 
 
 def _canonicalise(workspace: Workspace, delivered: Delivered, fingerprint: str, sha256: str) -> ScanDraft:
@@ -289,10 +319,10 @@ def _held(policy: Policy, entry: CaseEntry, current: ScanRecord | None, error: I
 
 
 def _quarantine(
-    workspace: Workspace, current: ScanRecord | None, draft: ScanDraft, run_id: int
+    workspace: Workspace, policy: Policy, current: ScanRecord | None, draft: ScanDraft, run_id: int
 ) -> CaseOutcome:
     outcome = CaseOutcome(draft.case_id, Outcome.QUARANTINED, draft.reason, draft.detail)
-    if known := _known(current, draft.source_fingerprint):
+    if known := _known(current, draft.source_fingerprint, policy):
         return known if known.outcome is Outcome.QUARANTINED else outcome
     workspace.catalog.add_scan(draft, run_id)
     return outcome

@@ -109,6 +109,7 @@ class LocalStore:
                 "the object lies outside its store",
                 reason="unsafe_key",
                 file=f"{self._uri}/{key}",
+                expected="a file below it",
                 got="a symbolic link to another place",
                 fix="copy the file in, or point the address at the folder it lies in",
             )

@@ -251,17 +251,39 @@ def test_a_bad_study_is_held_with_its_reason_and_the_rest_goes_on(
     assert ingest_all(settings)["BAD"].detail == detail
 
 
-def test_without_a_key_dicom_fails_and_nifti_goes_on(
-    settings: Settings, source: Path, phantom: Phantom
+def test_without_a_key_dicom_is_held_and_taken_in_once_there_is_one(
+    settings: Settings, source: Path, phantom: Phantom, caplog: pytest.LogCaptureFixture
 ) -> None:
     keyless = Settings(**{**settings.model_dump(), "pseudonym_key": None})
     write(source / "P" / "DICOM" / "dicom", series(ct_array(), lps_grid()))
+    zipped(source / "P" / "DICOM" / "dicom", source / "P" / "ZIP" / "ct.nii.gz")  # its name says no DICOM
     write_case(source / "P" / "NIFTI", phantom)
-    found = ingest_all(keyless)
-    assert found["NIFTI"].outcome is Outcome.DONE
-    assert (found["DICOM"].outcome, found["DICOM"].reason) == (Outcome.FAILED, "SettingsError")
-    assert "RETROLN_PSEUDONYM_KEY" in str(found["DICOM"].detail)
-    assert ingest_all(settings)["DICOM"].outcome is Outcome.DONE
+    for _ in range(2):
+        caplog.clear()
+        found = ingest_all(keyless)
+        assert {found[name].reason for name in ("DICOM", "ZIP")} == {"no_pseudonym_key"}
+        assert {found[name].outcome for name in ("DICOM", "ZIP")} == {Outcome.QUARANTINED}
+        assert "fix: make one" in str(found["DICOM"].detail)
+        [first, *_] = [record.message for record in caplog.records]
+        assert first.startswith("1 of 3 cases are DICOM and are held as no_pseudonym_key")
+    assert open_workspace(keyless).catalog.current_scan("NIFTI").state is ScanState.INGESTED
+    caplog.clear()
+    found = ingest_all(settings)
+    assert {case: outcome.outcome for case, outcome in found.items()} == {
+        "DICOM": Outcome.DONE,
+        "ZIP": Outcome.DONE,
+        "NIFTI": Outcome.SKIPPED,
+    }
+    assert not caplog.records
+    assert {outcome.outcome for outcome in ingest_all(settings).values()} == {Outcome.SKIPPED}
+
+
+def test_a_held_case_that_is_broken_too_says_so_once_there_is_a_key(settings: Settings, source: Path) -> None:
+    keyless = Settings(**{**settings.model_dump(), "pseudonym_key": None})
+    write(source / "P" / "DICOM" / "dicom", series(ct_array(), lps_grid())[:4])
+    assert ingest_all(keyless)["DICOM"].reason == "no_pseudonym_key"
+    for _ in range(2):
+        assert ingest_all(settings)["DICOM"].reason == "too_few_slices"
 
 
 def test_a_case_without_a_patient_gets_the_pseudonym_of_its_patient_id(

@@ -7,39 +7,81 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
 import time
+from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
-LONGEST_S = 5.0
-"""No single input may take longer."""
+from retroln.imaging.volume import LARGEST_BYTES
 
-LARGEST_MB = 2600
-"""Peak memory of the whole process: what nifti.py lets one file announce, and the rest of the program."""
+LONGEST_S = 5.0
+"""No single input may take more of one processor, what it starts included."""
+
+LONGEST_WAIT_S = 60.0
+"""By the clock, on a machine that others use too."""
+
+LARGEST_MB = (LARGEST_BYTES * 3 // 2 >> 20) + 400
+"""Peak memory of a pass over inputs that are held: one and a half of the largest volume, and the program."""
 
 _ADDRESS_SPACE = 8 << 30  # so that a bomb that goes off ends this process and not the machine
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """How one case ended."""
+    """How one case ended, after how many seconds of a processor and by the clock."""
 
     case_id: str
     outcome: str
     reason: str | None
     detail: str | None
     seconds: float
+    waited_s: float
 
 
 @dataclass(frozen=True)
 class Pass:
-    """All verdicts of a source, by case id, and the peak memory of the process that gave them."""
+    """All verdicts of a source, by case id, and the peak memory of the process that gave them.
+
+    Attributes:
+        peak_mb: of the process, and of the largest that it started.
+    """
 
     verdicts: dict[str, Verdict]
     peak_mb: float
+
+    @property
+    def done(self) -> set[str]:
+        """Cases that were taken in."""
+        return {name for name, verdict in self.verdicts.items() if verdict.outcome == "done"}
+
+    def require_ends(self, cases: Collection[str]) -> None:
+        """Every case is taken in, or held under a reason with a message that names the fix; quickly."""
+        assert set(self.verdicts) == set(cases)
+        ends = Counter(verdict.outcome for verdict in self.verdicts.values())
+        wrong = [v for v in self.verdicts.values() if v.outcome not in ("done", "quarantined")]
+        assert set(ends) == {"done", "quarantined"}, (ends, wrong)
+        for verdict in self.verdicts.values():
+            if verdict.outcome == "quarantined":
+                assert verdict.reason in _documented(), verdict
+                for part in ("expected", "got", "fix"):
+                    assert part in str(verdict.detail).lower(), verdict
+                assert str(verdict.detail).isprintable() or "\n" in str(verdict.detail), verdict
+        for verdict in self.verdicts.values():
+            assert verdict.seconds < LONGEST_S and verdict.waited_s < LONGEST_WAIT_S, verdict
+        assert self.peak_mb < LARGEST_MB
+
+
+@cache
+def _documented() -> frozenset[str]:
+    """Reasons that the page on held cases explains."""
+    page = Path(__file__).parents[2] / "docs/howto/quarantine.md"
+    return frozenset(re.findall(r"^\| `(\w+)` \|", page.read_text(), re.MULTILINE))
 
 
 def take_in(folder: Path) -> Pass:
@@ -61,6 +103,20 @@ def take_in(folder: Path) -> Pass:
     return Pass({line["case_id"]: Verdict(**line) for line in lines}, float(done.stdout))
 
 
+def require_nothing_beside(folder: Path) -> None:
+    """A pass wrote where it should and nowhere else, and left nothing in its scratch folder."""
+    beside = {path.name for path in folder.iterdir() if not path.name.startswith("catalog.db")}
+    assert beside == {"cwd", "source", "store", "tmp", "verdicts.jsonl", "work"}
+    for name in ("cwd", "tmp", "work"):
+        assert list((folder / name).iterdir()) == []
+
+
+def _clocks() -> tuple[float, float]:
+    """Seconds of a processor, of this process and those that it started, and by the clock."""
+    used = os.times()
+    return used.user + used.system + used.children_user + used.children_system, time.monotonic()
+
+
 def _main(folder: Path) -> None:
     from retroln.catalog.accounting import CaseOutcome
     from retroln.steps import ingest
@@ -71,16 +127,19 @@ def _main(folder: Path) -> None:
     settings = embedded(folder, pseudonym_key="of these tests, thirty-two characters")
     run = Run.begin(settings, "ingest", {})
     with (folder / "verdicts.jsonl").open("w") as stream:
-        last = time.monotonic()
+        before = _clocks()
 
         def note(case: CaseOutcome) -> None:
-            nonlocal last
-            seconds, last = time.monotonic() - last, time.monotonic()
-            line = Verdict(case.case_id, case.outcome.value, case.reason, case.detail, round(seconds, 3))
+            nonlocal before
+            now = _clocks()
+            passed = [round(after - start, 3) for start, after in zip(before, now, strict=True)]
+            before = now
+            line = Verdict(case.case_id, case.outcome.value, case.reason, case.detail, *passed)
             stream.write(json.dumps(vars(line)) + "\n")
 
         run.finish(ingest.ingest(settings, run_id=run.run_id, on_outcome=note))
-    sys.stdout.write(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+    peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    sys.stdout.write(str(sum(peaks) / 1024))
 
 
 if __name__ == "__main__":

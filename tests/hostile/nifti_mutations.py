@@ -165,6 +165,12 @@ def _streams(ct: bytes) -> Iterator[Mutant]:
     yield Mutant("bomb-behind-the-voxels", gzip.compress(ct, 1) + gzip.compress(bytes(1 << 28), 9))
     yield Mutant("bomb-inside", gzip.compress(ct + bytes(1 << 28), 9))
     yield Mutant("bomb-of-one-gibibyte", gzip.compress(_announcing(ct, 1024, 1024, 512) + bytes(1 << 30), 1))
+    yield Mutant("bomb-of-the-largest-size", _zeros(_announcing(ct, 1024, 1024, 1024), 2048))
+    yield Mutant("bomb-beyond-its-header", _zeros(_announcing(ct, 1024, 1024, 512), 2048))
+    yield Mutant("bomb-of-doubles", _zeros(_as_type(_announcing(ct, 1024, 1024, 256), 64, 64), 2048))
+    yield Mutant("bomb-scaled", _zeros(_scaled(_as_type(_announcing(ct, 1024, 1024, 512), 2, 8)), 512))
+    yield Mutant("bomb-scaled-beyond", _zeros(_scaled(_as_type(_announcing(ct, 1024, 1024, 513), 2, 8)), 513))
+    yield Mutant("members-without-end", gzip.compress(b"") * 200_000 + packed)
     for shape in ((32767, 32767, 32767), (2048, 2048, 512), (30000, 300, 300), (1, 1, 32767), (32767, 1, 1)):
         yield Mutant(f"announces-{'x'.join(map(str, shape))}", gzip.compress(_announcing(ct, *shape) + ct, 1))
 
@@ -173,6 +179,21 @@ def _announcing(ct: bytes, *shape: int) -> bytes:
     header = bytearray(ct[:352])
     struct.pack_into("<3h", header, 42, *shape)
     return bytes(header)
+
+
+def _zeros(head: bytes, mib: int) -> bytes:
+    """A header and so many MiB of zeros, in one gzip stream: 1000 times smaller."""
+    packing = zlib.compressobj(1, wbits=31)
+    packed = [packing.compress(head), *(packing.compress(bytes(1 << 20)) for _ in range(mib))]
+    return b"".join(packed) + packing.flush()
+
+
+def _as_type(head: bytes, datatype: int, bits: int) -> bytes:
+    return head[:70] + struct.pack("<hh", datatype, bits) + head[74:]
+
+
+def _scaled(head: bytes) -> bytes:
+    return head[:112] + struct.pack("<ff", 3.0, -1000.0) + head[120:]
 
 
 def _voxels(ct: bytes) -> Iterator[Mutant]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from retroln.anatomy.confidence import FACTORS, confidence
@@ -25,6 +25,7 @@ def test_more_findings_never_raise_it(some: list[str], more: list[str]) -> None:
 
 
 @given(FINDINGS)
+@example(["absent: text", "accepted: text", "accepted: text", "accepted: text"])
 def test_the_order_of_findings_does_not_matter(findings: list[str]) -> None:
     assert confidence(findings) == confidence(findings[::-1])
 

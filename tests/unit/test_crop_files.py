@@ -18,6 +18,7 @@ from retroln.anatomy.vertebrae import LEVEL_ORDER
 from retroln.cli.files import crop, paste
 from retroln.errors import GeometryError, InputError, LandmarkError, NotFoundError, UserError
 from retroln.imaging import nifti
+from retroln.imaging.phantom import Phantom
 from retroln.imaging.volume import Volume
 from retroln.settings import Hu
 from retroln.steps.files import case_id_of, crop_files, paste_file
@@ -168,6 +169,25 @@ def test_vertebrae_that_need_a_person_are_refused(tmp_path: Path) -> None:
     with pytest.raises(LandmarkError) as caught:
         crop_files(**case, output_dir=tmp_path / "out", label_ids="verse")
     assert caught.value.reason in {"no_lumbar_level", "landmarks_implausible"}
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_a_label_map_of_another_ct_is_refused(tmp_path: Path, phantom: Phantom, normalize: bool) -> None:
+    """Right shape and affine; the levels lie 16 mm beside the bone."""
+    case = {name: tmp_path / f"{name}.nii.gz" for name in ("ct", "vertebrae")}
+    nifti.write_source(case["ct"], phantom.ct)
+    for shift, reason in ((0, None), (4, "off_bone")):
+        moved = phantom.vertebrae.with_array(np.roll(phantom.vertebrae.array, shift, 0))
+        nifti.write_source(case["vertebrae"], moved)
+        if reason is None:
+            crop_files(**case, output_dir=tmp_path / "sound", normalize=normalize)
+            continue
+        with pytest.raises(
+            LandmarkError, match=r"vertebrae\.nii\.gz: the labelled levels do not lie"
+        ) as caught:
+            crop_files(**case, output_dir=tmp_path / "out", normalize=normalize)
+        assert caught.value.reason == reason
     assert not (tmp_path / "out").exists()
 
 

@@ -127,7 +127,8 @@ def test_big_endian_and_nifti2_are_read(tmp_path: Path) -> None:
         np.testing.assert_allclose(volume.grid.affine, _affine(), atol=1e-4)
 
 
-def test_scaled_integers_become_float32(tmp_path: Path) -> None:
+def test_scaled_integers_become_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nifti, "_CHUNK_VOXELS", 11)
     image = nib.Nifti1Image(_voxels(), _affine())
     image.header.set_slope_inter(2.0, -1024.0)
     nib.save(image, tmp_path / "a.nii.gz")
@@ -146,9 +147,21 @@ def test_identity_scaling_keeps_the_stored_type(tmp_path: Path, slope: float, in
     assert nifti.read(tmp_path / "b.nii").array.dtype == np.int16
 
 
-def test_float64_becomes_float32(tmp_path: Path) -> None:
-    path = _save(tmp_path / "a.nii.gz", _voxels("float64") / 3)
-    assert nifti.read(path).array.dtype == np.float32
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_float64_becomes_float32_piece_by_piece(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, order: str
+) -> None:
+    monkeypatch.setattr(nifti, "_CHUNK_VOXELS", 11)
+    header = nib.Nifti1Header(endianness=order)
+    header.set_data_dtype(f"{order}f8")
+    values = _voxels("float64") / 3
+    values[2, 3, 4] = 1e300
+    nib.save(nib.Nifti1Image(values, _affine(), header), tmp_path / name)
+    read = nifti.read(tmp_path / name).array
+    assert read.dtype == np.float32 and np.isinf(read[2, 3, 4])
+    with np.errstate(over="ignore"):
+        assert np.array_equal(read, values.astype(np.float32))
 
 
 def test_trailing_axis_of_length_one_is_allowed(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def decoded(wanted: Wanted, transfer_syntax: str) -> Iterator[NDArray[Any]]:
     """Stored values of the wanted frames of each file, file by file, each of shape (rows, columns).
 
     Raises:
-        InputError: `undecodable`, `no_pixel_data`, `truncated`.
+        InputError: `undecodable`, `no_pixel_data`, `truncated`, `size_mismatch`.
         MissingExtraError: the codec is not installed.
     """
     for path, _ in wanted:

@@ -10,10 +10,11 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date, timedelta
+from math import isfinite
 from typing import Any
 
 from retroln.imaging.dicom.choice import Choice
-from retroln.imaging.dicom.headers import ENHANCED, Instance
+from retroln.imaging.dicom.headers import ENHANCED, Instance, own_words
 from retroln.imaging.dicom.kept import KEPT, TERMS, How, Kept
 from retroln.imaging.dicom.planes import Plane, kernel, planes_of, thickness_mm
 from retroln.imaging.dicom.study import Series, Study
@@ -48,6 +49,9 @@ class KnownAs:
 def series_record(study: Study, series: Series, choice: Choice, known_as: KnownAs) -> dict[str, Any]:
     """The content of `series.json`: how the series was chosen, and its objects without the patient.
 
+    Raises:
+        InputError: `not_dicom`, a value that DICOM's JSON cannot say.
+
     Returns:
         `instances` holds a data set per object in DICOM's JSON model (PS3.18 F), in the order of the slices.
         `frames` says for each slice of the delivered grid which of these objects holds it, as which frame.
@@ -57,9 +61,11 @@ def series_record(study: Study, series: Series, choice: Choice, known_as: KnownA
     by_path = {instance.path: instance for instance in series.instances}
     place = {path: number for number, path in enumerate(paths)}
     first = by_path[paths[0]]
+    with own_words(first.path):
+        records = [_record(by_path[path], first, known_as) for path in paths]
     return {
         "format": FORMAT,
-        "instances": [_record(by_path[path], first, known_as) for path in paths],
+        "instances": records,
         "frames": [[place[plane.path], plane.frame] for plane in made.planes],
         "chosen": {"series": series.number, "why": choice.why},
         "not_chosen": [
@@ -136,7 +142,7 @@ def _number(kept: Kept, instance: Instance, first: Instance, known_as: KnownAs) 
     from pydicom.datadict import dictionary_VR
 
     values = instance.texts(kept.keyword)
-    if not values or not all(_NUMBER.fullmatch(value) for value in values):
+    if not values or not all(_NUMBER.fullmatch(value) and isfinite(float(value)) for value in values):
         return None
     if dictionary_VR(kept.keyword) == "DS":
         return list(values) if len(values) > 1 else values[0]

@@ -6,6 +6,7 @@ A file is told by its content (DICM at byte 128, PS3.10 7.1), not by its name.
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from collections.abc import Iterator, MutableSequence, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from retroln.errors import InputError, MissingExtraError, RetroLNError
+from retroln.imaging.dicom.bounds import require_bounded
 
 DIRECTORY = "1.2.840.10008.1.3.10"  # a DICOMDIR: it lists files and is no object
 ENHANCED = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")  # second: legacy converted
@@ -23,6 +25,11 @@ SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # and its multi-frame kinds, .1
 
 _MAGIC = b"DICM"
 _MAGIC_AT = 128
+_META_AT = _MAGIC_AT + len(_MAGIC)
+_GROUP_LENGTH = b"\x02\x00\x00\x00UL"  # the first element of the meta information (PS3.10 7.1)
+_EARLY_GROUPS = (b"\x02\x00", b"\x08\x00")  # meta information, identification; little endian
+_LONGEST_VALUE = 1 << 20  # bytes; a contour of 40,000 points
+_DECIMAL = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?", re.ASCII)  # DS and IS, PS3.5 6.2
 _NEEDED = """
     SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID FrameOfReferenceUID PatientID
     Modality ImageType SeriesNumber InstanceNumber StudyDate SeriesDate AcquisitionDate ContentDate
@@ -81,9 +88,9 @@ class Instance:
         return texts(self.header, keyword)
 
     def number(self, keyword: str) -> float | None:
-        """The value as a number, None if it is missing or none."""
+        """The value as a number, None if it is missing, none, or one of several."""
         found = self.numbers(keyword)
-        return found[0] if found else None
+        return found[0] if len(found) == 1 else None
 
     def numbers(self, keyword: str) -> tuple[float, ...]:
         """Every value as a number; empty if one of them is none."""
@@ -96,8 +103,15 @@ class Instance:
 
 
 def texts(header: Any, keyword: str) -> tuple[str, ...]:
-    """Every value of an attribute as text without surrounding blanks; empty where it cannot be read."""
+    """Every value of an attribute as text without surrounding blanks; empty where it cannot be read.
+
+    A value of more than 1 MiB is not read: pydicom makes an object of every number in it.
+    """
     try:
+        raw = header.get_item(keyword) if keyword in header else None
+        unread = getattr(raw, "value", None)
+        if isinstance(unread, bytes) and len(unread) > _LONGEST_VALUE:
+            return ()
         value = header.get(keyword)
     except Exception:  # a value that breaks its own type is as good as none
         return ()
@@ -108,11 +122,14 @@ def texts(header: Any, keyword: str) -> tuple[str, ...]:
 
 
 def numbers(header: Any, keyword: str) -> tuple[float, ...]:
-    """Every value of an attribute as a finite number; empty if one of them is none."""
-    try:
-        found = tuple(float(one) for one in texts(header, keyword))
-    except ValueError:
+    """Every value of an attribute as a finite number; empty if one of them is none.
+
+    Only what the standard calls a number is one: Python would read 0_8 as 8.
+    """
+    written = texts(header, keyword)
+    if not all(_DECIMAL.fullmatch(one) for one in written):
         return ()
+    found = tuple(float(one) for one in written)
     return found if all(abs(one) < float("inf") for one in found) else ()
 
 
@@ -120,6 +137,18 @@ def is_dicom(path: Path) -> bool:
     """Whether the file begins like one of DICOM's."""
     with path.open("rb") as stream:
         return stream.read(_MAGIC_AT + len(_MAGIC))[_MAGIC_AT:] == _MAGIC
+
+
+def seems_dicom(path: Path) -> bool:
+    """Whether the file is DICOM, or was before its first bytes were lost or changed."""
+    with path.open("rb") as stream:
+        head = stream.read(2 * _META_AT)
+    if _MAGIC in head or head[_META_AT:].startswith(
+        _GROUP_LENGTH
+    ):  # anywhere: a byte may be lost or too many
+        return True
+    says_type, is_short = head[4:6].isalpha() and head[4:6].isupper(), head[6:8] == b"\0\0"
+    return head[:2] in _EARLY_GROUPS and (says_type or is_short)
 
 
 def read_instance(path: Path) -> Instance:
@@ -133,13 +162,17 @@ def read_instance(path: Path) -> Instance:
         raise _not_dicom(path)
     found = read_dataset(path, _NEEDED, pixels=False)
     meta = found.file_meta
-    instance = Instance(
-        path=path,
-        header=found,
-        sop_class=(texts(found, "SOPClassUID") or texts(meta, "MediaStorageSOPClassUID") or ("",))[0],
-        uid=(texts(found, "SOPInstanceUID") or texts(meta, "MediaStorageSOPInstanceUID") or ("",))[0],
-        transfer_syntax=(texts(meta, "TransferSyntaxUID") or ("",))[0],
-    )
+    with quietly():  # pydicom reads a value when it is first asked for, and what it warns of, it quotes
+        for keyword in _NEEDED:
+            if not keyword.endswith("Sequence"):
+                texts(found, keyword)
+        instance = Instance(
+            path=path,
+            header=found,
+            sop_class=(texts(found, "SOPClassUID") or texts(meta, "MediaStorageSOPClassUID") or ("",))[0],
+            uid=(texts(found, "SOPInstanceUID") or texts(meta, "MediaStorageSOPInstanceUID") or ("",))[0],
+            transfer_syntax=(texts(meta, "TransferSyntaxUID") or ("",))[0],
+        )
     whole = instance.text("Modality") and (instance.sop_class not in CT or instance.whole("Rows"))
     if not whole and instance.sop_class != DIRECTORY:
         raise truncated(path, "nothing more before the image pixel module")
@@ -152,16 +185,19 @@ def read_dataset(path: Path, keywords: Sequence[str], *, pixels: bool = True) ->
     """The named attributes of a file, with its pixel data or without.
 
     Raises:
-        InputError: `truncated`, or `not_dicom` for what pydicom cannot take apart.
+        InputError: `truncated`, `too_large` (see `bounds`), or `not_dicom` for what pydicom cannot read.
     """
     pydicom = load_pydicom()
     tags: list[Any] = [*keywords, *(["PixelData"] if pixels else [])]
     with quietly() as said:
         try:
+            require_bounded(path)
             found = pydicom.dcmread(path, stop_before_pixels=not pixels, specific_tags=tags)
         except EOFError:
             raise truncated(path, "the end of the file within an element") from None
         except Exception as error:  # pydicom's words may quote values
+            if is_no_fault_of_the_file(error):
+                raise
             raise _not_dicom(path, type(error).__name__) from None
     if any("End of file" in str(warning.message) for warning in said):
         raise truncated(path, "the end of the file within the pixel data")
@@ -219,6 +255,16 @@ def _not_dicom(path: Path, detail: str = "") -> InputError:
     )
 
 
+def is_no_fault_of_the_file(error: Exception) -> bool:
+    """Whether an error is to be passed on: RetroLN's own, or of disk or memory.
+
+    pydicom raises an OSError, too, where the file ends in a sequence; that one has no number.
+    """
+    return isinstance(error, RetroLNError | MemoryError) or (
+        isinstance(error, OSError) and error.errno is not None
+    )
+
+
 @contextmanager
 def own_words(path: Path) -> Iterator[None]:
     """Turn whatever pydicom or a codec raises in the block into an `InputError` without their words.
@@ -229,7 +275,7 @@ def own_words(path: Path) -> Iterator[None]:
     try:
         with quietly():
             yield
-    except (RetroLNError, OSError, MemoryError):
-        raise
     except Exception as error:
+        if is_no_fault_of_the_file(error):
+            raise
         raise _not_dicom(path, f"a header that breaks the standard ({type(error).__name__})") from None

@@ -9,15 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retroln.errors import InputError
 from retroln.imaging.dicom.apart import decoded
 from retroln.imaging.dicom.planes import Plane
 from retroln.imaging.dicom.stack import Stack
-from retroln.imaging.volume import Volume
+from retroln.imaging.volume import Volume, require_possible_size
 
 AIR_HU = -1024
 """What padding becomes: the lowest value of most scanners, below any tissue."""
-_LARGEST_BYTES = 8 << 30
 
 
 def read_volume(made: Stack) -> Volume:
@@ -26,14 +24,16 @@ def read_volume(made: Stack) -> Volume:
     Stored values in the padding range become -1024 HU.
 
     Raises:
-        InputError: `too_large`, `no_pixel_data`, `truncated`, `undecodable`.
+        InputError: `too_large`, `no_pixel_data`, `truncated`, `size_mismatch`, `undecodable`.
     """
     whole = all(plane.slope.is_integer() and plane.intercept.is_integer() for plane in made.planes)
-    _require_possible_size(made)
-    array: NDArray[Any] = np.empty(made.grid.shape, np.int16 if whole else np.float32, order="F")
+    dtype = np.dtype(np.int16 if whole else np.float32)
+    require_possible_size(made.grid.shape, dtype.itemsize)
+    array: NDArray[Any] = np.empty(made.grid.shape, dtype, order="F")
     for k, stored in _stored(made.planes):
         values = _hounsfield(stored, made.planes[k], whole)
         if array.dtype == np.int16 and not _fits_int16(values):
+            require_possible_size(made.grid.shape, np.dtype(np.float32).itemsize)
             array = array.astype(np.float32)
         array[:, :, k] = values.T
     return Volume.from_source(array, made.grid)
@@ -65,15 +65,3 @@ def _hounsfield(stored: NDArray[Any], plane: Plane, whole: bool) -> NDArray[Any]
 def _fits_int16(values: NDArray[Any]) -> bool:
     limits = np.iinfo(np.int16)
     return bool(values.min() >= limits.min and values.max() <= limits.max)
-
-
-def _require_possible_size(made: Stack) -> None:
-    wanted = int(np.prod(made.grid.shape, dtype=np.int64)) * 4
-    if wanted > _LARGEST_BYTES:
-        raise InputError(
-            "announces more voxels than any CT has",
-            reason="too_large",
-            expected=f"at most {_LARGEST_BYTES >> 30} GiB",
-            got=f"shape {made.grid.shape}",
-            fix="check the study's origin",
-        )

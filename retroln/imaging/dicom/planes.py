@@ -9,10 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from retroln.errors import GeometryError, InputError
+from retroln.errors import InputError
 from retroln.imaging.dicom.headers import ENHANCED, Instance, numbers, texts
+from retroln.imaging.dicom.layout import frame_count, no_geometry, require_layout
+from retroln.imaging.nifti import FARTHEST_HU
 
 _HU = ("", "HU", "US")  # US: unspecified; that it is HU is checked on the values
+_FARTHEST_MM = 1e5  # a hundred metres from the scanner's origin lies no patient
+_SLOPES = (1e-3, 100.0)  # with 16 bits, less spans no 300 HU; more is coarser than any tissue contrast
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,11 +51,10 @@ def planes_of(instance: Instance) -> list[Plane]:
 
     Raises:
         GeometryError: `no_geometry`.
-        InputError: `no_rescale`, `not_hu`, `not_ct`.
+        InputError: `no_rescale`, `not_hu`, `not_ct`, `pixel_layout`.
     """
-    _require_one_grey_channel(instance)
-    frames = instance.whole("NumberOfFrames") or 1
-    return [_plane(instance, frame, groups_of(instance, frame)) for frame in range(frames)]
+    require_layout(instance)
+    return [_plane(instance, frame, groups_of(instance, frame)) for frame in range(frame_count(instance))]
 
 
 def groups_of(instance: Instance, frame: int = 0) -> tuple[Any, ...]:
@@ -64,7 +67,7 @@ def groups_of(instance: Instance, frame: int = 0) -> tuple[Any, ...]:
         return (instance.header,)
     each = list(instance.header.get("PerFrameFunctionalGroupsSequence") or [])
     if frame >= len(each):
-        raise _no_geometry(instance, "a functional group per frame", f"{len(each)} of them")
+        raise no_geometry(instance, "a functional group per frame", f"{len(each)} of them")
     shared = list(instance.header.get("SharedFunctionalGroupsSequence") or [])
     return tuple(
         item for holder in (each[frame], *shared) for part in holder if part.VR == "SQ" for item in part.value
@@ -89,6 +92,8 @@ def _plane(instance: Instance, frame: int, groups: tuple[Any, ...]) -> Plane:
     position = _required(instance, groups, "ImagePositionPatient", 3)
     directions = _required(instance, groups, "ImageOrientationPatient", 6)
     spacing = _required(instance, groups, "PixelSpacing", 2)
+    if min(spacing) <= 0:
+        raise no_geometry(instance, "PixelSpacing above 0", "a distance that is none")
     slope, intercept = _rescale(instance, groups)
     return Plane(
         path=instance.path,
@@ -107,33 +112,25 @@ def _plane(instance: Instance, frame: int, groups: tuple[Any, ...]) -> Plane:
 def _required(instance: Instance, groups: tuple[Any, ...], keyword: str, count: int) -> tuple[float, ...]:
     found = next((value for group in groups if (value := numbers(group, keyword))), ())
     if len(found) != count:
-        raise _no_geometry(instance, f"{keyword} with {count} numbers", f"{len(found)} of them")
+        raise no_geometry(instance, f"{keyword} with {count} numbers", f"{len(found)} of them")
+    if max(abs(value) for value in found) > _FARTHEST_MM:
+        raise no_geometry(instance, f"{keyword} within {_FARTHEST_MM:g} mm", "a number beyond")
     return found
-
-
-def _no_geometry(instance: Instance, expected: str, got: str) -> GeometryError:
-    return GeometryError(
-        "the object does not say where its pixels lie in the patient",
-        reason="no_geometry",
-        file=instance.path,
-        expected=expected,
-        got=got,
-        fix="export the original axial series, not pictures of it",
-    )
 
 
 def _rescale(instance: Instance, groups: tuple[Any, ...]) -> tuple[float, float]:
     slope, intercept = (
-        next((value[0] for group in groups if (value := numbers(group, keyword))), None)
+        next((value[0] for group in groups if len(value := numbers(group, keyword)) == 1), None)
         for keyword in ("RescaleSlope", "RescaleIntercept")
     )
     kind = next((said[0] for group in groups if (said := texts(group, "RescaleType"))), "")
-    if not slope or intercept is None:
+    least, most = _SLOPES
+    if slope is None or intercept is None or not least <= abs(slope) <= most or abs(intercept) > FARTHEST_HU:
         raise InputError(
             "nothing says how stored values become HU",
             reason="no_rescale",
             file=instance.path,
-            expected="RescaleSlope above or below 0 and RescaleIntercept",
+            expected=f"RescaleSlope of {least:g} to {most:g}, and RescaleIntercept within {FARTHEST_HU} HU",
             got=f"slope {slope}, intercept {intercept}",
             fix="export the original series",
         )
@@ -163,16 +160,3 @@ def _as_stored(instance: Instance, value: int) -> int:
     bits, signed = instance.whole("BitsAllocated") or 16, instance.whole("PixelRepresentation") == 1
     value %= 1 << bits
     return value - (1 << bits) if signed and value >= 1 << (bits - 1) else value
-
-
-def _require_one_grey_channel(instance: Instance) -> None:
-    channels, kind = instance.whole("SamplesPerPixel"), instance.text("PhotometricInterpretation")
-    if channels != 1 or kind != "MONOCHROME2":
-        raise InputError(
-            "the pixels are a picture and no CT values",
-            reason="not_ct",
-            file=instance.path,
-            expected="one channel, MONOCHROME2",
-            got=f"{channels} channels" if channels != 1 else "another interpretation",
-            fix="export the original series, not pictures of it",
-        )

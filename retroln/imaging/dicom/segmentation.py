@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retroln.errors import GeometryError
+from retroln.errors import GeometryError, InputError
 from retroln.imaging.dicom.apart import decoded
 from retroln.imaging.dicom.headers import numbers, read_dataset, texts, truncated
 from retroln.imaging.geometry import SAME_GRID_TOLERANCE_MM, Grid
@@ -26,6 +26,7 @@ NEEDED = (
     "SegmentSequence",
     "SegmentationType",
     "MaximumFractionalValue",
+    "NumberOfFrames",
     "Rows",
     "Columns",
     "BitsAllocated",
@@ -66,12 +67,15 @@ def draw(header: Any, path: Path, labels_of: Mapping[int, int], grid: Grid, labe
 
     Raises:
         GeometryError: `grid_mismatch` for a frame that lies on no slice of the grid.
-        InputError: as reading pixels.
+        InputError: `mask_segments` for a frame of a segment that is not described, and as reading pixels.
     """
     each = list(header.get("PerFrameFunctionalGroupsSequence") or [])
     shared = list(header.get("SharedFunctionalGroupsSequence") or [])
-    is_map, least = texts(header, "SOPClassUID")[0] == LABEL_MAP, _threshold(header)
+    _require_frames(header, len(each), grid, path)
+    is_map, least = texts(header, "SOPClassUID")[0] == LABEL_MAP, _threshold(header, path)
     segments = [0 if is_map else _segment_of(frame, shared) for frame in each]
+    if not is_map:
+        _require_described(segments, header, path)
     wanted = [i for i, segment in enumerate(segments) if is_map or segment in labels_of]
     wanted.sort(key=lambda i: labels_of.get(segments[i], 0))
     for frame, stored in zip(wanted, _stored(header, path, wanted), strict=True):
@@ -80,6 +84,29 @@ def draw(header: Any, path: Path, labels_of: Mapping[int, int], grid: Grid, labe
         for number in labels_of if is_map else (segments[frame],):
             inside = stored == number if is_map else stored >= least
             part[(part == 0) & place.turned(inside)] = labels_of[number]
+
+
+def _require_frames(header: Any, described: int, grid: Grid, path: Path) -> None:
+    """As many frames as are described, each of a slice's size, before any is decoded."""
+    sides = {(numbers(header, name) or (0.0,))[0] for name in ("Rows", "Columns")}
+    if sides != set(grid.shape[:2]):
+        raise _off_grid(path, "frames of another size")
+    said = numbers(header, "NumberOfFrames") or (1.0,)
+    if said != (described,):
+        raise _off_grid(path, f"{said[0]:g} frames, of which {described} say where they lie")
+
+
+def _require_described(segments: Sequence[int], header: Any, path: Path) -> None:
+    lost = set(segments) - {number for number, _ in named(header)}
+    if lost:
+        raise InputError(
+            "frames of the mask belong to no segment that it describes",
+            reason="mask_segments",
+            file=path,
+            expected="each frame with the number of a segment",
+            got=f"{len(lost)} other numbers",
+            fix="export the segmentation again",
+        )
 
 
 class _Place:
@@ -149,10 +176,20 @@ def _stored(header: Any, path: Path, wanted: Sequence[int]) -> Iterator[NDArray[
         yield bits[first % 8 : first % 8 + size].reshape(rows, columns)
 
 
-def _threshold(header: Any) -> float:
+def _threshold(header: Any, path: Path) -> float:
     if (texts(header, "SegmentationType") or ("",))[0].upper() != "FRACTIONAL":
         return 1.0
-    return (numbers(header, "MaximumFractionalValue") or (255.0,))[0] / 2
+    highest = (numbers(header, "MaximumFractionalValue") or (255.0,))[0]
+    if highest < 1:
+        raise InputError(
+            "nothing says which values of the fractional mask mean the whole voxel",
+            reason="mask_segments",
+            file=path,
+            expected="MaximumFractionalValue from 1 to 255",
+            got=f"{highest:g}",
+            fix="export the segmentation again, binary",
+        )
+    return highest / 2
 
 
 def _segment_of(frame: Any, shared: Sequence[Any]) -> int:

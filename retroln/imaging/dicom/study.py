@@ -15,9 +15,9 @@ from retroln.imaging.dicom.headers import (
     DIRECTORY,
     SECONDARY_CAPTURE,
     Instance,
-    is_dicom,
     own_words,
     read_instance,
+    seems_dicom,
     truncated,
 )
 from retroln.imaging.dicom.pixels import read_volume
@@ -85,7 +85,8 @@ class Study:
 def open_study(paths: Iterable[Path]) -> Study:
     """Read the headers of all files and stack each series.
 
-    Files that are no DICOM (a viewer, a text) are passed over unless their name ends in .dcm.
+    Files that are no DICOM (a viewer, a text) are passed over unless their name ends in .dcm, or they begin
+    like a DICOM file whose first bytes are damaged.
 
     Raises:
         InputError: `not_dicom` (no DICOM file at all, or a .dcm that is none), `truncated`.
@@ -142,7 +143,7 @@ def _is_candidate(path: Path) -> bool:
     """Whether the file is DICOM, or says that it is."""
     if path.stat().st_size == 0:
         raise truncated(path, "an empty file")
-    return is_dicom(path) or path.suffix.lower() == ".dcm"
+    return seems_dicom(path) or path.suffix.lower() == ".dcm"
 
 
 def _series(instances: Sequence[Instance]) -> Series:
@@ -158,7 +159,24 @@ def _examine(instances: Sequence[Instance]) -> Stack:
     for instance in instances:
         _require_ct(instance)
         require_decodable(instance.transfer_syntax, instance.path)
+    _require_alike(instances)
     return stack([plane for instance in instances for plane in planes_of(instance)])
+
+
+def _require_alike(instances: Sequence[Instance]) -> None:
+    """A series has one frame of reference (PS3.3 A.1.4): positions in two of them cannot be compared."""
+    for what, values in (
+        ("frames of reference", {instance.frame_of_reference for instance in instances}),
+        ("kinds of stored values", {instance.whole("PixelRepresentation") for instance in instances}),
+    ):
+        if len(values) > 1:
+            raise InputError(
+                f"the series mixes slices of different {what}",
+                reason="mixed_series",
+                expected="all alike",
+                got=f"{len(values)} kinds in {len(instances)} objects",
+                fix="deliver each kind as a series of its own",
+            )
 
 
 def _require_ct(instance: Instance) -> None:
