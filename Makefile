@@ -9,7 +9,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: demo test stack stack-down setup check lint bench bench-platform wheel clean help
+.PHONY: demo test stand-ins stack stack-down setup check lint bench bench-platform wheel clean help
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -17,9 +17,12 @@ help: ## this list
 demo: setup ## the whole way on one machine: phantom CT to measured nodes on a page
 	$(BIN)/python -m flows.demo --fresh
 
-test: setup ## every test
+test: setup stand-ins ## every test
 	$(PARALLEL)
 	$(BIN)/python -m pytest tests/stack
+
+stand-ins: setup ## small networks in TotalSegmentator's layout, trained on phantoms once (minutes, then cached)
+	$(BIN)/python -W ignore -m infra.stand_in_weights
 
 stack: setup ## every server and worker on this machine
 	$(BIN)/python -W ignore -m infra.stack up
@@ -29,7 +32,7 @@ stack-down: setup ## stop what `make stack` started; data stays
 
 setup: .venv/.ready ## the set-up alone
 
-check: setup lint ## everything a change must pass
+check: setup lint stand-ins ## everything a change must pass
 	$(PARALLEL) --cov --cov-report=
 	$(BIN)/python -m pytest tests/stack --cov --cov-append --cov-report=term:skip-covered
 

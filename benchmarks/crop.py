@@ -22,9 +22,7 @@ from pathlib import Path
 LEVELS = ("T12", "L1", "L2", "L3", "L4", "L5")
 SHAPE = (512, 512, 240)
 SPACING_MM = (0.8, 0.8, 2.0)
-_HALF_WIDTH = {
-    "T12": 20
-}  # voxels; transverse processes begin at L1
+_HALF_WIDTH = {"T12": 20}  # voxels; transverse processes begin at L1
 _ITSELF = (sys.executable, "-m", "benchmarks.crop")
 
 

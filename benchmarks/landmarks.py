@@ -2,10 +2,10 @@
 
     python -m benchmarks.landmarks [--cases 3] [--output results.json]
 
-Both use the same STAND-IN weights (`python -m infra.stand_in_weights` makes them) and the CPU, and give the
-same label maps, which is checked. The plain side is what a script does that calls TotalSegmentator once per
-case: it starts, imports, loads weights and ends each time. Ours does that once; its first case is shown by
-itself. With TotalSegmentator's own weights, which are larger, loading and predicting both take longer.
+Both use the same STAND-IN weights of the 3 mm network (`python -m infra.stand_in_weights` makes them) and the
+CPU, and give the same label maps, which is checked. The plain side is what a script does that calls
+TotalSegmentator once per case: it starts, imports, loads weights and ends each time. Ours does that once; its
+first case is shown by itself. TotalSegmentator's own weights are larger: loading and predicting take longer.
 """
 
 from __future__ import annotations
@@ -21,8 +21,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-_QUALITIES = ("fast", "full")
-_LEVELS = ("S1", "L5", "L4", "L3", "L2", "L1", "T12", "T11")
 _FIRST_SEED = 91_000
 _SPACING_MM = (0.9, 0.9, 2.5)
 _PLAIN = """
@@ -31,14 +29,13 @@ from pathlib import Path
 import nibabel as nib
 from totalsegmentator.python_api import totalsegmentator
 if __name__ == "__main__":
-    options = {"fast": True} if sys.argv[1] == "fast" else {"roi_subset": sys.argv[4:]}
-    made = totalsegmentator(Path(sys.argv[2]), None, ml=True, device="cpu", quiet=True, **options)
-    nib.save(made, sys.argv[3])
+    made = totalsegmentator(Path(sys.argv[1]), None, ml=True, device="cpu", quiet=True, fast=True)
+    nib.save(made, sys.argv[2])
 """
 
 
 def measure(cases: int) -> dict[str, Any]:
-    """Seconds per case of both sides and their ratio, for each quality."""
+    """Seconds per case of both sides and their ratio."""
     from infra.stand_in_weights.cache import cached
 
     networks = cached()
@@ -46,12 +43,12 @@ def measure(cases: int) -> dict[str, Any]:
         folder = Path(name)
         home = _plain_home(folder, networks)
         scans = [_make_scan(folder, number) for number in range(cases)]
-        return {quality: _compare(quality, scans, networks, home) for quality in _QUALITIES}
+        return _compare(scans, networks, home)
 
 
-def _compare(quality: str, scans: list[Path], networks: Path, home: Path) -> dict[str, Any]:
-    plain = [_run_plain(quality, scan, home) for scan in scans]
-    child = [sys.executable, "-W", "ignore", "-m", "benchmarks.landmarks", "child", quality, str(networks)]
+def _compare(scans: list[Path], networks: Path, home: Path) -> dict[str, Any]:
+    plain = [_run_plain(scan, home) for scan in scans]
+    child = [sys.executable, "-W", "ignore", "-m", "benchmarks.landmarks", "child", str(networks)]
     ours = json.loads(
         subprocess.run([*child, *map(str, scans)], check=True, capture_output=True, text=True).stdout
     )
@@ -63,17 +60,16 @@ def _compare(quality: str, scans: list[Path], networks: Path, home: Path) -> dic
         "median_plain_s": round(median_plain, 2),
         "median_warm_s": round(median_warm, 2),
         "ratio": round(median_plain / median_warm, 2),
-        "least_dice": min(_dice(scan, quality) for scan in scans),
+        "least_dice": min(_dice(scan) for scan in scans),
     }
 
 
-def _run_plain(quality: str, scan: Path, home: Path) -> float:
+def _run_plain(scan: Path, home: Path) -> float:
     environment = {**os.environ, "TOTALSEG_HOME_DIR": str(home)}
-    target = scan.with_name(f"{scan.name}-plain-{quality}.nii.gz")
-    names = [f"vertebrae_{level}" for level in _LEVELS]
+    target = scan.with_name(f"{scan.name}-plain.nii.gz")
     started = time.perf_counter()
     subprocess.run(
-        [sys.executable, "-W", "ignore", str(home / "plain.py"), quality, str(scan), str(target), *names],
+        [sys.executable, "-W", "ignore", str(home / "plain.py"), str(scan), str(target)],
         check=True,
         env=environment,
         capture_output=True,
@@ -81,7 +77,7 @@ def _run_plain(quality: str, scan: Path, home: Path) -> float:
     return time.perf_counter() - started
 
 
-def _child(quality: str, networks: Path, scans: list[Path]) -> None:
+def _child(networks: Path, scans: list[Path]) -> None:
     """One process, all cases; prints the seconds of each."""
     started = time.perf_counter()
     from retroln.anatomy import totalseg  # noqa: F401
@@ -93,13 +89,13 @@ def _child(quality: str, networks: Path, scans: list[Path]) -> None:
 
     with TemporaryDirectory() as name:
         bundle = weights.import_weights(embedded(Path(name)), [networks])
-        spec = TotalSegSpec(weights=bundle.sha256, quality=quality, device="cpu")  # type: ignore[arg-type]
+        spec = TotalSegSpec(weights=bundle.sha256, quality="fast", device="cpu")
         copy = weights_copy.fetch(embedded(Path(name), totalseg=spec))
         import_s, seconds = time.perf_counter() - started, []
         for scan in scans:
             started = time.perf_counter()
             labels = segment(nifti.read(scan), copy, spec).labels
-            nifti.write_source(scan.with_name(f"{scan.name}-ours-{quality}.nii.gz"), labels)
+            nifti.write_source(scan.with_name(f"{scan.name}-ours.nii.gz"), labels)
             seconds.append(time.perf_counter() - started)
     print(json.dumps({"import_s": import_s, "seconds": seconds}))
 
@@ -129,15 +125,14 @@ def _make_scan(folder: Path, number: int) -> Path:
     return path
 
 
-def _dice(scan: Path, quality: str) -> float:
+def _dice(scan: Path) -> float:
     """The lowest over T11-S1 of both sides' label maps."""
     import numpy as np
 
     from retroln.imaging import nifti
 
     ours, plain = (
-        nifti.read_labels(scan.with_name(f"{scan.name}-{side}-{quality}.nii.gz")).array
-        for side in ("ours", "plain")
+        nifti.read_labels(scan.with_name(f"{scan.name}-{side}.nii.gz")).array for side in ("ours", "plain")
     )
     shares = []
     for value in range(26, 34):
@@ -149,8 +144,8 @@ def _dice(scan: Path, quality: str) -> float:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["child"]:
-        _child(sys.argv[2], Path(sys.argv[3]), [Path(name) for name in sys.argv[4:]])
+        _child(Path(sys.argv[2]), [Path(name) for name in sys.argv[3:]])
     else:
         from benchmarks.on_a_stack import report
 
-        report(__doc__, measure, cases=(3, "CT per side and quality"))
+        report(__doc__, measure, cases=(3, "CT per side"))

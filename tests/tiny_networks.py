@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from infra.stand_in_weights.recipe import PART_IDS, TOTAL_IDS, Recipe
+from infra.stand_in_weights.recipe import TOTAL_IDS, Recipe
 from retroln.anatomy.totalseg_weights import FAST, NUMBERING, RIBS, ROUGH, VERTEBRAE, Weights
 from retroln.settings import Settings, TotalSegSpec
 from retroln.steps import weights, weights_copy
@@ -13,7 +13,7 @@ from tests.way import embedded
 _IDS = {
     FAST: TOTAL_IDS,
     ROUGH: TOTAL_IDS,
-    VERTEBRAE: PART_IDS,
+    VERTEBRAE: tuple(range(2, 10)),
     RIBS: (12, 24),
     NUMBERING: tuple(range(18, 25)),
 }
@@ -28,7 +28,7 @@ def write_untrained(folder: Path, *tasks: int, blank: bool = False) -> Path:
     from retroln.nnunet.model_folder import build_network
 
     for task in tasks:
-        recipe = Recipe(task, _IDS[task], _SPACING_MM.get(task, 1.5), (32, 32, 32), (4, 8), None, 0, 0)
+        recipe = Recipe(task, _IDS[task], _SPACING_MM.get(task, 1.5), (32, 32, 32), (4, 8), 0, 0)
         torch.manual_seed(task)
         state = build_network(recipe.plans(), len(recipe.ids) + 1).state_dict()
         for name, value in state.items():

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from infra.stand_in_weights.recipe import RECIPES
+from infra.stand_in_weights.recipe import RECIPE
 from retroln.files import sha256_file, sha256_json
 
 VARIABLE = "RETROLN_STAND_IN_WEIGHTS"
@@ -17,7 +17,7 @@ _SHORT = 16
 
 
 def cached(folder: Path | None = None, tell: Callable[[str], None] = lambda text: None) -> Path:
-    """A folder in TotalSegmentator's layout with every network of the recipes; trained if it is not there.
+    """A folder in TotalSegmentator's layout with the stand-in network; trained if it is not there.
 
     Args:
         folder: where versions are kept; by default what the variable RETROLN_STAND_IN_WEIGHTS names, or
@@ -32,8 +32,7 @@ def cached(folder: Path | None = None, tell: Callable[[str], None] = lambda text
         fcntl.flock(lock, fcntl.LOCK_EX)  # two test sessions do not train the same
         if not target.is_dir():
             with tempfile.TemporaryDirectory(prefix=".partial-", dir=root) as scratch:
-                for recipe in RECIPES:
-                    make(recipe, Path(scratch) / "whole", tell)
+                make(RECIPE, Path(scratch) / "whole", tell)
                 (Path(scratch) / "whole").rename(target)
     return target
 
@@ -47,7 +46,7 @@ def cache_root() -> Path:
 
 
 def content_hash() -> str:
-    """Hash of the recipes, the scripts that follow them, and the phantoms' code."""
+    """Hash of the recipe, the scripts that follow it, and the phantoms' code."""
     return sha256_json({path.relative_to(_ROOT).as_posix(): sha256_file(path) for path in _sources()})
 
 

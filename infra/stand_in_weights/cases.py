@@ -11,20 +11,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from infra.stand_in_weights.recipe import CLIP_HU, MEAN_HU, STD_HU, TOTAL_IDS, Recipe
+from infra.stand_in_weights.recipe import CLIP_HU, MEAN_HU, STD_HU, Recipe
 from retroln.imaging.phantom import PhantomSpec, make_phantom
-from retroln.imaging.volume import occupied_box
 
 FIRST_TRAINING_SEED = 40_000
 """Tests use lower seeds, and hold out those from 90 000."""
-_SPINE_EXTENT_MM = (180.0, 300.0, 330.0)
 
 Case = tuple[NDArray[np.float32], NDArray[np.uint8]]
 """Image and labels, both z, y, x; label n is the n-th of the recipe's ids."""
 
 
 def training_cases(recipe: Recipe) -> list[Case]:
-    """All phantoms that a network learns from; the same for the same recipe."""
+    """All phantoms that the network learns from; the same for the same recipe."""
     seeds = range(FIRST_TRAINING_SEED, FIRST_TRAINING_SEED + recipe.phantoms)
     processes = min(len(seeds), os.cpu_count() or 1)
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
@@ -34,31 +32,20 @@ def training_cases(recipe: Recipe) -> list[Case]:
 def training_case(recipe: Recipe, seed: int) -> Case:
     """One made-up patient in one of the contrast phases, a little tilted, with more or less noise."""
     rng = np.random.default_rng(seed)
-    whole = PhantomSpec(0).extent_mm
     phantom = make_phantom(
         PhantomSpec(
             seed,
             spacing_mm=(recipe.spacing_mm,) * 3,
             tilt_deg=float(rng.uniform(-8, 8)),
             phase=("native", "arterial", "portal")[seed % 3],
-            extent_mm=whole if recipe.margin_mm is None else _SPINE_EXTENT_MM,
             noise_hu=float(rng.uniform(14, 45)),
         )
     )
     labels = np.where(phantom.vertebrae.array > 0, phantom.vertebrae.array, phantom.ribs.array)
     lut = np.zeros(256, np.uint8)
-    for number, value in enumerate(TOTAL_IDS[: len(recipe.ids)], start=1):
+    for number, value in enumerate(recipe.ids, start=1):
         lut[value] = number
-    image, learnt = phantom.ct.array, lut[labels]
-    if recipe.margin_mm is not None:
-        box = occupied_box(learnt)
-        assert box is not None, "a phantom has vertebrae"
-        margin = round(recipe.margin_mm / recipe.spacing_mm)
-        part = tuple(
-            slice(max(lo - margin, 0), hi + margin) for lo, hi in zip(box.start, box.stop, strict=True)
-        )
-        image, learnt = image[part], learnt[part]
-    return _zyx(normalised(image)).astype(np.float32), _zyx(learnt)
+    return _zyx(normalised(phantom.ct.array)).astype(np.float32), _zyx(lut[labels])
 
 
 def normalised(hu: NDArray[Any]) -> NDArray[Any]:

@@ -18,7 +18,7 @@ from retroln.nnunet import model_folder
 _LR, _WEIGHT_DECAY, _WARM_UP = 3e-3, 1e-2, 40
 _NEVER = -50.0  # logit of a label that is not learnt; nnU-Net sums logits in half precision
 _BONE_WEIGHT = 8.0  # at the beginning; it falls to 1
-_CUT_SHARE = 0.4  # of patches whose scan shows a part of the spine alone
+_CUT_SHARE = 0.25  # of patches whose scan shows a part of the spine alone
 _ON_SPINE_SHARE = 0.8
 
 Tell = Callable[[str], None]
@@ -79,8 +79,7 @@ def _pace(step: int, steps: int) -> float:
 def _loss(logits: torch.Tensor, labels: torch.Tensor, bone_weight: float) -> torch.Tensor:
     """Cross-entropy and the mean soft Dice loss of the labels that are in the batch.
 
-    A few voxels in a hundred are bone of interest. Unweighted, one level was never told from the next (L1, in
-    held-out phantoms); weighted to the end, what lies beside the spine is labelled as well.
+    A few voxels in a hundred are bone of interest, so it weighs more at first.
     """
     weights = torch.full((logits.shape[1],), bone_weight)
     weights[0] = 1.0
@@ -97,12 +96,9 @@ def _loss(logits: torch.Tensor, labels: torch.Tensor, bone_weight: float) -> tor
 def _batches(recipe: Recipe, cases: Sequence[Case]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     rng = np.random.default_rng(recipe.task_id)
     for _ in range(recipe.iterations):
-        chosen = [
-            _patch(cases[int(rng.integers(len(cases)))], recipe.patch, rng) for _ in range(recipe.batch)
-        ]
-        images = torch.from_numpy(np.stack([image for image, _ in chosen])[:, None])
-        labels = torch.from_numpy(np.stack([label for _, label in chosen]).astype(np.int64))
-        yield images.to(memory_format=torch.channels_last_3d), labels
+        image, labels = _patch(cases[int(rng.integers(len(cases)))], recipe.patch, rng)
+        images = torch.from_numpy(image[None, None]).to(memory_format=torch.channels_last_3d)
+        yield images, torch.from_numpy(labels[None].astype(np.int64))
 
 
 def _patch(case: Case, size: tuple[int, int, int], rng: np.random.Generator) -> Case:

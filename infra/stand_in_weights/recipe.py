@@ -1,20 +1,18 @@
-"""What each stand-in network is, what it learns from, and how long."""
+"""What the stand-in network is, what it learns from, and how long."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-from retroln.anatomy.totalseg_weights import FAST, NETWORKS, PLANS, ROUGH, VERTEBRAE
+from retroln.anatomy.totalseg_weights import FAST, NETWORKS, PLANS
 from retroln.nnunet.bundle import CONFIGURATION
 from retroln.nnunet.model_folder import STAND_IN
 from retroln.nnunet.plans import architecture, resampling
 
-SAID = "small networks trained on phantoms, not TotalSegmentator's weights"
+SAID = "a small network trained on phantoms, not TotalSegmentator's weights"
 TOTAL_IDS = (*range(26, 34), 103, 115)
 """What is learnt, in the ids of task `total`: S1 to T11, the left and the right 12th rib."""
-PART_IDS = tuple(range(2, 10))
-"""S1 to T11 in the ids of network 292."""
 CLIP_HU, MEAN_HU, STD_HU = (-200.0, 600.0), 100.0, 200.0
 
 
@@ -27,7 +25,6 @@ class Recipe:
         spacing_mm: isotropic, as TotalSegmentator resamples for the network.
         patch: voxels along z, y, x.
         features: per stage, finest first; each stage after the first halves every axis.
-        margin_mm: of the part around the vertebrae that it learns from; None for the whole scan.
         phantoms: how many made-up patients it learns from.
     """
 
@@ -36,10 +33,8 @@ class Recipe:
     spacing_mm: float
     patch: tuple[int, int, int]
     features: tuple[int, ...]
-    margin_mm: float | None
     phantoms: int
     iterations: int
-    batch: int = 1
 
     @property
     def n_labels(self) -> int:
@@ -53,7 +48,7 @@ class Recipe:
         configuration = {
             "data_identifier": f"{PLANS}_{CONFIGURATION}",
             "preprocessor_name": "DefaultPreprocessor",
-            "batch_size": self.batch,
+            "batch_size": 1,
             "patch_size": list(self.patch),
             "median_image_size_in_voxels": list(self.patch),
             "spacing": spacing,
@@ -100,11 +95,7 @@ class Recipe:
         }
 
 
-# A patch is as high as the whole phantom or nearly: the levels look alike, and are told apart by counting
-# from the sacrum or from the last rib. With 8 features at the end, fewer than there are labels, one level in the
-# middle of the spine was never chosen.
-RECIPES = (
-    Recipe(FAST, TOTAL_IDS, 3.0, (96, 64, 64), (16, 16, 32, 64, 96, 96), None, 96, 600),
-    Recipe(ROUGH, TOTAL_IDS, 6.0, (48, 48, 32), (16, 32, 64, 96, 96), None, 96, 400, batch=2),
-    Recipe(VERTEBRAE, PART_IDS, 1.5, (160, 64, 64), (16, 16, 32, 64, 96, 96), 25.0, 32, 300),
-)
+# The patch is as high as the whole phantom or nearly: the levels look alike, and are told apart by counting
+# from the sacrum or from the last rib. With 8 features at the end, fewer than there are labels, one level in
+# the middle of the spine was never chosen.
+RECIPE = Recipe(FAST, TOTAL_IDS, 3.0, (96, 64, 64), (16, 16, 32, 64, 96, 96), 96, 900)

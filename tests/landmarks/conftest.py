@@ -12,7 +12,7 @@ from tests.tiny_networks import pinned
 
 @pytest.fixture(scope="session")
 def networks() -> Path:
-    """The stand-in networks in TotalSegmentator's layout: from the cache, or trained now (minutes)."""
+    """The stand-in network in TotalSegmentator's layout: from the cache, or trained now (minutes)."""
     pytest.importorskip("totalsegmentator")
     from infra.stand_in_weights.cache import cached
 
@@ -21,4 +21,4 @@ def networks() -> Path:
 
 @pytest.fixture(scope="session")
 def stand_ins(networks: Path, tmp_path_factory: pytest.TempPathFactory) -> Platform:
-    return Platform(*pinned(tmp_path_factory.mktemp("stand-ins"), networks, quality="full"))
+    return Platform(*pinned(tmp_path_factory.mktemp("stand-ins"), networks, quality="fast"))

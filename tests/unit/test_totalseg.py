@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import inspect
-import json
 import multiprocessing.process
 import os
-import shutil
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +21,12 @@ from retroln.anatomy import landmarks, totalseg
 from retroln.anatomy.totalseg_vertebrae import segment
 from retroln.anatomy.totalseg_weights import FAST, NETWORKS, NUMBERING, RIBS, ROUGH, VERTEBRAE, Weights
 from retroln.errors import IntegrityError, LandmarkError, MissingExtraError, NotFoundError, UserError
-from retroln.imaging import nifti
 from retroln.imaging.geometry import Grid, upright
 from retroln.imaging.phantom import PhantomSpec, make_phantom
 from retroln.imaging.volume import Volume
 from retroln.nnunet.environment import quiet
 from retroln.settings import TotalSegSpec
+from tests.fresh_totalseg import labelled_by_a_fresh_process, overlaps
 from tests.tiny_networks import pinned, write_untrained
 
 pytestmark = pytest.mark.timeout(900)
@@ -38,18 +34,6 @@ SMALL = PhantomSpec(3, (3.0, 2.5, 4.0), orientation="LPS", extent_mm=(150, 140, 
 TINY = PhantomSpec(3, (3.0, 3.0, 3.0), extent_mm=(75, 75, 75))
 FULL = TotalSegSpec(quality="full", device="cpu")
 QUICK = TotalSegSpec(quality="fast", device="cpu")
-# What a person would write, in a process of its own; TotalSegmentator asks for folders of parts that a
-# subset does not load.
-STOCK = """
-import sys
-from pathlib import Path
-import nibabel as nib
-from totalsegmentator.python_api import totalsegmentator
-if __name__ == "__main__":
-    for name, options in (("fast", {"fast": True}), ("full", {"roi_subset": sys.argv[3:]})):
-        made = totalsegmentator(Path(sys.argv[1]), None, ml=True, device="cpu", quiet=True, **options)
-        nib.save(made, Path(sys.argv[2]) / f"{name}.nii.gz")
-"""
 
 
 @pytest.fixture(scope="module")
@@ -67,34 +51,7 @@ def ct() -> Volume:
 @pytest.fixture(scope="module")
 def stock(tiny: Weights, ct: Volume, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Label maps that TotalSegmentator's own function made in a fresh process: fast.nii.gz, full.nii.gz."""
-    folder = tmp_path_factory.mktemp("stock")
-    home, results = folder / "home", folder / "home" / "nnunet" / "results"
-    shutil.copytree(tiny.folder, results)
-    from totalsegmentator.map_tasks_config import TASK_ID_WEIGHTS_CONFIGS
-
-    for task in range(291, 296):
-        (results / TASK_ID_WEIGHTS_CONFIGS[task]["foldername"]).mkdir(exist_ok=True)
-    config = {"totalseg_id": "t", "send_usage_stats": False, "prediction_counter": 0}
-    (home / "config.json").write_text(json.dumps(config))
-    nifti.write_source(folder / "ct.nii.gz", ct)
-    (folder / "stock.py").write_text(STOCK)
-    names = [f"vertebrae_{level}" for level in ("S1", "L5", "L4", "L3", "L2", "L1", "T12", "T11")]
-    environment = {**os.environ, "TOTALSEG_HOME_DIR": str(home)}
-    subprocess.run(
-        [sys.executable, "-W", "ignore", "stock.py", "ct.nii.gz", ".", *names],
-        cwd=folder,
-        env=environment,
-        check=True,
-        capture_output=True,
-        timeout=600,
-    )
-    return folder
-
-
-def dice(first: np.ndarray, second: np.ndarray) -> dict[int, float]:
-    labels = (set(np.unique(first).tolist()) | set(np.unique(second).tolist())) - {0}
-    overlap = {n: ((first == n) & (second == n)).sum() for n in labels}
-    return {n: 2 * overlap[n] / ((first == n).sum() + (second == n).sum()) for n in labels}
+    return labelled_by_a_fresh_process(ct, tiny.folder, tmp_path_factory.mktemp("stock"), "fast", "full")
 
 
 @pytest.mark.parametrize("spec", [QUICK, FULL], ids=lambda spec: spec.quality)
@@ -106,7 +63,7 @@ def test_labels_are_those_of_a_fresh_process(
     ours = made.to_source()
     assert made.source.orientation == "LPS"
     np.testing.assert_allclose(theirs.affine, made.source.affine, atol=1e-4)
-    found = dice(np.asarray(theirs.dataobj), ours)
+    found = overlaps(np.asarray(theirs.dataobj), ours)
     assert set(found) & set(range(26, 34)), "untrained networks label at random; choose another seed"
     assert min(found.values()) >= 0.999, found
 
