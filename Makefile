@@ -47,6 +47,7 @@ bench: setup ## ratios against stated baselines
 	$(BIN)/python -m benchmarks.crop
 	$(BIN)/python -m benchmarks.crop_folder
 	$(BIN)/python -W ignore -m benchmarks.ingest
+	$(BIN)/python -W ignore -m benchmarks.landmarks --cases 4
 
 bench-platform: setup ## the same for the platform: workers, orchestration, accounting, approval (40 minutes)
 	for name in workers orchestration accounting approval; do $(BIN)/python -W ignore -m benchmarks.$$name || exit 1; done
