@@ -249,6 +249,11 @@ def test_killed_run_goes_on_where_it_was(two: Folders) -> None:
     assert not list(two.out.glob(".*"))
 
 
+def _hears_an_interrupt() -> None:
+    """A shell that starts the tests in the background leaves them deaf to it, and what they start as well."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("processes", ["1", "2"])
 def test_stopped_by_hand_it_says_so_and_goes_on_the_next_time(two: Folders, processes: str) -> None:
     for number in range(3, 60):
@@ -256,7 +261,12 @@ def test_stopped_by_hand_it_says_so_and_goes_on_the_next_time(two: Folders, proc
     places = ("--input-dir", two.ct, "--vertebrae-dir", two.vertebrae, "--output-dir", two.out)
     command = [sys.executable, "-m", "retroln.cli", "crop", *map(str, places), "--processes", processes]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=_hears_an_interrupt,
     )
     deadline = time.monotonic() + 60
     while len(list(two.out.glob("*_roi.json"))) < 4 and time.monotonic() < deadline:
