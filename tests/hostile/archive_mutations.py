@@ -6,17 +6,19 @@ import io
 import random
 import stat
 import struct
+import tempfile
 import warnings
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+from tests.hostile.damage import flipped
 from tests.hostile.deliveries import Delivery, as_files, sound_series
 
 Member = tuple[str | zipfile.ZipInfo, bytes]
 
-OUTSIDE = Path("/tmp/retroln-hostile-out")
+OUTSIDE = Path(tempfile.gettempdir(), "retroln-hostile-out")
 """Where some of the archives try to write."""
 _LOCAL, _CENTRAL, _END = b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06"
 _FLAGS, _METHOD, _CRC, _PACKED, _SIZE, _NAME_LENGTH, _OFFSET = 8, 10, 16, 20, 24, 28, 42  # in a central entry
@@ -209,22 +211,16 @@ def _damages(data: bytes, chance: random.Random) -> Iterator[Delivery]:
         yield Delivery(f"zip-cut-{cut}", _as(data[:cut]))
     for number in range(30):
         bit = chance.randrange(size * 8)
-        yield Delivery(f"zip-flip-{number:02d}", _as(_turned(data, bit)))
+        yield Delivery(f"zip-flip-{number:02d}", _as(flipped(data, bit)))
     for number in range(30):
         bit = chance.randrange(start * 8, size * 8)
-        yield Delivery(f"zip-flip-directory-{number:02d}", _as(_turned(data, bit)))
+        yield Delivery(f"zip-flip-directory-{number:02d}", _as(flipped(data, bit)))
     yield Delivery("zip-with-comment", _as(data[:-2] + struct.pack("<H", 5) + b"hello"), accepted=True)
     yield Delivery("zip-longer", _as(data + bytes(100)))
     yield Delivery("zip-behind-a-program", _as(b"MZ" + bytes(500) + data))
     yield Delivery("zip-twice", _as(data + data))
     yield Delivery("zip-end-alone", _as(data[end:]))
     yield Delivery("zip-of-noise", _as(_LOCAL + chance.randbytes(5000)))
-
-
-def _turned(data: bytes, bit: int) -> bytes:
-    turned = bytearray(data)
-    turned[bit // 8] ^= 1 << bit % 8
-    return bytes(turned)
 
 
 def _contents(sound: Mapping[str, bytes]) -> Iterator[Delivery]:

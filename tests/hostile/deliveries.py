@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
 from pydicom.datadict import tag_for_keyword
+from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 from tests.dicom_series import Made, ct_array, lps_grid, save, series
@@ -61,13 +62,15 @@ def sound_series(transfer_syntax: str = ExplicitVRLittleEndian, slices: int = SH
     """The files of the sound series, from the lowest slice to the highest."""
     shape = (*SHAPE[:2], slices)
     datasets = series(ct_array(shape), lps_grid(shape), Made(transfer_syntax=transfer_syntax))
+    return tuple(as_bytes(dataset) for dataset in datasets)
+
+
+def as_bytes(dataset: Dataset) -> bytes:
+    """The file that a data set becomes."""
     with tempfile.TemporaryDirectory() as folder:
-        return tuple(_bytes(Path(folder, "one"), dataset) for dataset in datasets)
-
-
-def _bytes(path: Path, dataset: object) -> bytes:
-    save(path, dataset)  # type: ignore[arg-type]
-    return path.read_bytes()
+        path = Path(folder, "one")
+        save(path, dataset)
+        return path.read_bytes()
 
 
 def as_files(slices: list[bytes] | tuple[bytes, ...], ending: str = ".dcm") -> dict[str, bytes]:
@@ -105,14 +108,28 @@ def tag_of(keyword: str) -> int:
     return tag
 
 
-def changed(data: bytes, keyword: str, value: bytes | None = None, **more: object) -> bytes:
+def changed(
+    data: bytes,
+    keyword: str,
+    value: bytes | None = None,
+    *,
+    vr: bytes | None = None,
+    length: int | None = None,
+) -> bytes:
     """The file with another value (padded to even), VR or length of one element."""
     head, parts = elements(data)
     tag = tag_of(keyword)
     assert any(part.tag == tag for part in parts), keyword
-    if value is not None:
-        more["value"] = value + b" " * (len(value) % 2)
-    return joined(head, [replace(part, **more) if part.tag == tag else part for part in parts])  # type: ignore[arg-type]
+
+    def other(part: Element) -> Element:
+        return Element(
+            tag,
+            part.vr if vr is None else vr,
+            part.value if value is None else value + b" " * (len(value) % 2),
+            part.length if length is None else length,
+        )
+
+    return joined(head, [other(part) if part.tag == tag else part for part in parts])
 
 
 def without(data: bytes, keyword: str) -> bytes:

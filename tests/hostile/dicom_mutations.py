@@ -22,6 +22,7 @@ from pydicom.uid import (
 
 from retroln.imaging.dicom.layout import LONGEST_SIDE
 from retroln.imaging.volume import LARGEST_BYTES
+from tests.hostile.damage import cut, flipped, longer
 from tests.hostile.deliveries import (
     Delivery,
     Element,
@@ -203,16 +204,16 @@ def _lengths(slices: Sequence[bytes], chance: random.Random) -> Iterator[Deliver
     """Too short, too long, at every kind of place."""
     size, start = len(slices[5]), pixels_at(slices[5])
     places = {0, 1, 100, 127, 128, 131, 132, 140, 300, start, start + 8, start + 12, size - 1, size - 2}
-    for cut in sorted(places | {chance.randrange(size) for _ in range(20)}):
-        yield Delivery(f"cut-{cut}", _one(slices, lambda data, cut=cut: data[:cut]))  # type: ignore[misc]
-    yield Delivery("cut-all", _all(slices, lambda data: data[: start + 100]))
+    for left in sorted(places | {chance.randrange(size) for _ in range(20)}):
+        yield Delivery(f"cut-{left}", _one(slices, partial(cut, size=left)))
+    yield Delivery("cut-all", _all(slices, partial(cut, size=start + 100)))
     for extra in (1, 2, 8, 100, 100_000):
-        yield Delivery(f"longer-by-zeros-{extra}", _one(slices, lambda data, n=extra: data + bytes(n)))  # type: ignore[misc]
+        yield Delivery(f"longer-by-zeros-{extra}", _one(slices, partial(longer, more=bytes(extra))))
         noise = chance.randbytes(extra)
-        yield Delivery(f"longer-by-noise-{extra}", _one(slices, lambda data, n=noise: data + n))  # type: ignore[misc]
+        yield Delivery(f"longer-by-noise-{extra}", _one(slices, partial(longer, more=noise)))
     for extra in (2, 38, 40, 48, 960, 100_000):
-        longer = partial(_padded, extra)
-        yield from _both(slices, f"more-pixels-{extra}", longer, accepted=extra == 2)
+        padded = partial(_padded, extra)
+        yield from _both(slices, f"more-pixels-{extra}", padded, accepted=extra == 2)
     for ending in (".dcm", ""):
         for name, change in {
             "without-preamble": lambda data: data[132:],
@@ -235,21 +236,15 @@ def _flips(slices: Sequence[bytes], chance: random.Random) -> Iterator[Delivery]
     start = pixels_at(slices[5])
     for number in range(80):
         bit = chance.randrange(128 * 8, start * 8)
-        yield Delivery(f"flip-header-{number:03}", _one(slices, partial(_flipped, bit)), asked=True)
+        yield Delivery(f"flip-header-{number:03}", _one(slices, partial(flipped, bit=bit)), asked=True)
     for number in range(20):
         bit = chance.randrange((start + 12) * 8, len(slices[5]) * 8)
-        flipped = _one(slices, partial(_flipped, bit))
-        yield Delivery(f"flip-pixels-{number:03}", flipped, accepted=True, asked=True)
+        turned = _one(slices, partial(flipped, bit=bit))
+        yield Delivery(f"flip-pixels-{number:03}", turned, accepted=True, asked=True)
     for number in range(20):
         bits = [chance.randrange(128 * 8, start * 8) for _ in range(12)]
-        flipped = as_files([_flipped(bit, data) for bit, data in zip(bits, slices, strict=True)])
-        yield Delivery(f"flip-every-header-{number:03}", flipped, asked=True)
-
-
-def _flipped(bit: int, data: bytes) -> bytes:
-    turned = bytearray(data)
-    turned[bit // 8] ^= 1 << bit % 8
-    return bytes(turned)
+        turned = as_files([flipped(data, bit) for bit, data in zip(bits, slices, strict=True)])
+        yield Delivery(f"flip-every-header-{number:03}", turned, asked=True)
 
 
 def _structures(slices: Sequence[bytes]) -> Iterator[Delivery]:
@@ -314,7 +309,7 @@ def _deflated(slices: Sequence[bytes]) -> Iterator[Delivery]:
     yield Delivery("deflated", _all(slices, _deflate), accepted=True)
     yield Delivery("deflated-cut", _one(slices, lambda data: _deflate(data)[:-100]))
     yield Delivery("deflated-longer", _one(slices, lambda data: _deflate(data) + b"x" * 50))
-    yield Delivery("deflated-damaged", _one(slices, lambda data: _flipped(8000, _deflate(data))), asked=True)
+    yield Delivery("deflated-damaged", _one(slices, lambda data: flipped(_deflate(data), 8000)), asked=True)
     yield Delivery("deflated-bomb", _one(slices, partial(_deflate, more=1 << 28)))
     yield Delivery("deflated-bomb-of-pixels", _one(slices, partial(_deflate, pixels=1 << 28)))
     items = Element(0x00091010, b"SQ", b"\xfe\xff\x00\xe0\0\0\0\0" * 300_000)
@@ -322,7 +317,7 @@ def _deflated(slices: Sequence[bytes]) -> Iterator[Delivery]:
 
 
 def _deflate(data: bytes, more: int = 0, pixels: int = 0) -> bytes:
-    data = changed(data, "TransferSyntaxUID", DeflatedExplicitVRLittleEndian.encode() + b"\0" * 0)
+    data = changed(data, "TransferSyntaxUID", DeflatedExplicitVRLittleEndian.encode())
     head, parts = elements(data)
     meta = [part for part in parts if part.tag >> 16 == 2]
     rest = parts[len(meta) :]
@@ -388,9 +383,9 @@ def _coded(name: str, slices: Sequence[bytes], chance: random.Random) -> Iterato
     start = pixels_at(data) + 12
     for number in range(8):
         bit = chance.randrange((start + 16) * 8, len(data) * 8)
-        yield Delivery(f"{name}-flip-{number}", _one(slices, partial(_flipped, bit)), asked=True)
-    for cut in (start, start + 8, start + 20, (start + len(data)) // 2, len(data) - 9):
-        yield Delivery(f"{name}-cut-{cut}", _one(slices, lambda data, cut=cut: data[:cut]))  # type: ignore[misc]
+        yield Delivery(f"{name}-flip-{number}", _one(slices, partial(flipped, bit=bit)), asked=True)
+    for left in (start, start + 8, start + 20, (start + len(data)) // 2, len(data) - 9):
+        yield Delivery(f"{name}-cut-{left}", _one(slices, partial(cut, size=left)))
     swap = partial(_sides, 24, 20)
     yield Delivery(f"{name}-sides-swapped", _all(slices, swap), asked=name == "rle")  # which says no size
     yield Delivery(f"{name}-a-row-less", _all(slices, partial(_sides, 19, 24)))
@@ -402,7 +397,7 @@ def _coded(name: str, slices: Sequence[bytes], chance: random.Random) -> Iterato
         yield Delivery(f"{name}-fragment-of-{size:x}", _one(slices, lie))
     for number, offsets in enumerate((b"\xff\xff\xff\x7f", b"\0\0\0\0\x10\0\0\0", b"\x01\0")):
         yield Delivery(f"{name}-offsets-{number}", _one(slices, partial(_offsets, offsets)))
-    yield Delivery(f"{name}-no-delimiter", _one(slices, lambda data: data[:-8]))
+    yield Delivery(f"{name}-no-delimiter", _one(slices, partial(cut, size=-8)))
     for old, new in _SIZES.get(name, ()):
         yield Delivery(f"{name}-stream-{new.hex()[:24]}", _one(slices, partial(_replaced, old, new)))
 

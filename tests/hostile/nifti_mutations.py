@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tests.hostile.damage import flipped
+
 SHAPE = (24, 20, 16)
 _FLOATS = (0.0, -0.0, 1.0, -1.0, 1e-30, 1e-7, 1e5, 1e30, -3.4e38, float("nan"), float("inf"), float("-inf"))
 _SHORTS = (0, 1, 2, 3, 7, 8, 15, 255, 256, 512, 1000, 32767, -1, -2, -32768)
@@ -139,15 +141,9 @@ def _flips(ct: bytes, chance: random.Random) -> Iterator[Mutant]:
     """Single bits turned over, in the header, in the voxels and in the compressed stream."""
     packed = gzip.compress(ct, 1)
     for number in range(120):
-        yield Mutant(f"flip-header-{number:03}", gzip.compress(_flipped(ct, chance.randrange(348 * 8)), 1))
+        yield Mutant(f"flip-header-{number:03}", gzip.compress(flipped(ct, chance.randrange(348 * 8)), 1))
     for number in range(80):
-        yield Mutant(f"flip-stream-{number:03}", _flipped(packed, chance.randrange(len(packed) * 8)))
-
-
-def _flipped(data: bytes, bit: int) -> bytes:
-    changed = bytearray(data)
-    changed[bit // 8] ^= 1 << bit % 8
-    return bytes(changed)
+        yield Mutant(f"flip-stream-{number:03}", flipped(packed, chance.randrange(len(packed) * 8)))
 
 
 def _streams(ct: bytes) -> Iterator[Mutant]:

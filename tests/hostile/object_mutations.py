@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import random
-import tempfile
 from collections.abc import Callable, Iterator
 from copy import deepcopy
-from functools import cache
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,8 +13,9 @@ from pydicom.dataset import Dataset
 from pydicom.uid import RLELossless
 
 from tests.dicom_masks import rectangle, segmentation, structure_set
-from tests.dicom_series import Made, ct_array, enhanced, lps_grid, save, series
-from tests.hostile.deliveries import SHAPE, Delivery, as_files, sound_series
+from tests.dicom_series import Made, ct_array, enhanced, lps_grid, series
+from tests.hostile.damage import flipped
+from tests.hostile.deliveries import SHAPE, Delivery, as_bytes, as_files, sound_series
 
 Change = Callable[[Dataset], object]
 
@@ -29,13 +28,13 @@ def deliveries(seed: int = 800) -> Iterator[Delivery]:
     """All of them, each name once."""
     chance = random.Random(seed)
     made = enhanced(ct_array(SHAPE), lps_grid(SHAPE))
-    yield Delivery("enhanced-sound", {"ct.dcm": _file(made)}, accepted=True)
-    yield Delivery("enhanced-in-folder", {"dicom/one": _file(made)}, accepted=True)
+    yield Delivery("enhanced-sound", {"ct.dcm": as_bytes(made)}, accepted=True)
+    yield Delivery("enhanced-in-folder", {"dicom/one": as_bytes(made)}, accepted=True)
     coded = enhanced(ct_array(SHAPE), lps_grid(SHAPE), Made(transfer_syntax=RLELossless))
-    yield Delivery("enhanced-rle", {"ct.dcm": _file(coded)}, accepted=True)
+    yield Delivery("enhanced-rle", {"ct.dcm": as_bytes(coded)}, accepted=True)
     for name, change in _enhanced_changes():
         yield Delivery(f"enhanced-{name}", {"ct.dcm": _changed(made, change)})
-    for name, data in {"enhanced": _file(made), "enhanced-rle": _file(coded)}.items():
+    for name, data in {"enhanced": as_bytes(made), "enhanced-rle": as_bytes(coded)}.items():
         for cut in sorted({chance.randrange(132, len(data)) for _ in range(10)} | {len(data) - 1}):
             yield Delivery(f"{name}-cut-{cut}", {"ct.dcm": data[:cut]})
     yield from _segmentations(chance)
@@ -49,7 +48,7 @@ def _enhanced_changes() -> Iterator[tuple[str, Change]]:
         yield f"rows-{side}", _set("Rows", side)
         yield f"columns-{side}", _set("Columns", side)
     for keyword in ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence", "NumberOfFrames"):
-        yield f"without-{keyword}", lambda one, keyword=keyword: delattr(one, keyword)  # type: ignore[misc]
+        yield f"without-{keyword}", partial(_drop, keyword)
         if keyword != "NumberOfFrames":
             yield f"empty-{keyword}", _set(keyword, [])
             yield f"blank-{keyword}", _set(keyword, [Dataset() for _ in range(_FRAMES)])
@@ -76,7 +75,7 @@ def _segmentations(chance: random.Random) -> Iterator[Delivery]:
     for kind in ("BINARY", "FRACTIONAL"):
         made = segmentation(series(ct_array(SHAPE), lps_grid(SHAPE)), labels, kind=kind)
         name = f"seg-{kind.lower()}"
-        yield _masked(f"{name}-sound", _file(made), accepted=True)
+        yield _masked(f"{name}-sound", as_bytes(made), accepted=True)
         for count in _COUNTS:
             yield _masked(f"{name}-frames-{count}", _changed(made, _set("NumberOfFrames", count)))
         for side in _SIDES:
@@ -87,28 +86,27 @@ def _segmentations(chance: random.Random) -> Iterator[Delivery]:
             yield _masked(f"{name}-segment-{number}", _changed(made, _renumbered(number)))
         yield _masked(f"{name}-short", _changed(made, _set("PixelData", made.PixelData[:2])))
         yield _masked(f"{name}-no-pixels", _changed(made, _set("PixelData", b"")))
-        data = _file(made)
+        data = as_bytes(made)
         for cut in sorted({chance.randrange(132, len(data)) for _ in range(8)}):
             yield _masked(f"{name}-cut-{cut}", data[:cut])
         for number in range(15):
-            yield _masked(f"{name}-flip-{number}", _flipped(data, chance.randrange(132 * 8, len(data) * 8)))
+            yield _masked(f"{name}-flip-{number}", flipped(data, chance.randrange(132 * 8, len(data) * 8)))
 
 
 def _structure_sets(chance: random.Random) -> Iterator[Delivery]:
     made = structure_set([("Node", [rectangle((3, 7), (4, 9), 3)])], lps_grid(SHAPE))
-    yield _masked("structures-sound", _file(made), accepted=True)
+    yield _masked("structures-sound", as_bytes(made), accepted=True)
     contours = {
         "none": [], "one-number": ["1"], "two-points": ["1"] * 6, "odd": ["1"] * 10, "far": ["1e15"] * 12,
         "beside": ["1000"] * 12, "many": ["1.5"] * 12_000, "empty": [""] * 12,
     }  # fmt: skip
     for name, values in contours.items():
         yield _masked(f"structures-{name}", _changed(made, _drawn(values)))
-    data = _file(made)
+    data = as_bytes(made)
     for cut in sorted({chance.randrange(132, len(data)) for _ in range(8)}):
         yield _masked(f"structures-cut-{cut}", data[:cut])
     for number in range(15):
-        flipped = _flipped(data, chance.randrange(132 * 8, len(data) * 8))
-        yield _masked(f"structures-flip-{number}", flipped)
+        yield _masked(f"structures-flip-{number}", flipped(data, chance.randrange(132 * 8, len(data) * 8)))
     yield _masked("mask-is-a-slice", sound_series()[3])
     yield _masked("mask-is-noise", bytes(128) + b"DICM" + chance.randbytes(500))
 
@@ -119,6 +117,10 @@ def _masked(name: str, mask: bytes, *, accepted: bool = False) -> Delivery:
 
 def _set(keyword: str, value: Any) -> Change:
     return lambda one: setattr(one, keyword, value)
+
+
+def _drop(keyword: str, one: Dataset) -> None:
+    delattr(one, keyword)
 
 
 def _renumbered(number: int) -> Change:
@@ -141,21 +143,4 @@ def _drawn(values: list[str]) -> Change:
 def _changed(made: Dataset, change: Change) -> bytes:
     other = deepcopy(made)
     change(other)
-    return _file(other)
-
-
-@cache
-def _folder() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory()
-
-
-def _file(dataset: Dataset) -> bytes:
-    path = Path(_folder().name, "one")
-    save(path, deepcopy(dataset))
-    return path.read_bytes()
-
-
-def _flipped(data: bytes, bit: int) -> bytes:
-    turned = bytearray(data)
-    turned[bit // 8] ^= 1 << bit % 8
-    return bytes(turned)
+    return as_bytes(other)

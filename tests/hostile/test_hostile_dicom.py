@@ -71,10 +71,7 @@ def test_what_announces_more_than_the_largest_volume_is_held_before_it_is_read(t
     for name in dicom_mutations.TOO_LARGE:
         verdict = taken.verdicts[name]
         assert verdict.reason == "too_large" and "at most 2 GiB of voxels" in str(verdict.detail)
-    for name in (
-        "largest",
-        "largest-in-fractions",
-    ):  # their pixels are missing, which is seen on reading them
+    for name in ("largest", "largest-in-fractions"):  # of missing pixels, seen on reading them
         assert taken.verdicts[name].reason == "truncated"
 
 

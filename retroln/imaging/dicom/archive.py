@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from retroln.errors import InputError
+from retroln.imaging.dicom.bounds import MOST_INFLATED_RATIO
 
 _MAGIC = (b"PK\x03\x04", b"PK\x05\x06")  # the second: an empty archive
 _CHUNK_BYTES = 1 << 20
@@ -40,7 +41,7 @@ class Bounds:
 
     files: int = 20_000
     size_bytes: int = 16 << 30
-    ratio: int = 200
+    ratio: int = MOST_INFLATED_RATIO
 
 
 def is_zip(path: Path) -> bool:

@@ -143,9 +143,7 @@ def seems_dicom(path: Path) -> bool:
     """Whether the file is DICOM, or was before its first bytes were lost or changed."""
     with path.open("rb") as stream:
         head = stream.read(2 * _META_AT)
-    if _MAGIC in head or head[_META_AT:].startswith(
-        _GROUP_LENGTH
-    ):  # anywhere: a byte may be lost or too many
+    if _MAGIC in head or head[_META_AT:].startswith(_GROUP_LENGTH):  # in: a byte may be lost or too many
         return True
     says_type, is_short = head[4:6].isalpha() and head[4:6].isupper(), head[6:8] == b"\0\0"
     return head[:2] in _EARLY_GROUPS and (says_type or is_short)
