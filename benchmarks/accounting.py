@@ -16,7 +16,7 @@ from typing import Any
 
 from prefect import flow, task
 
-from benchmarks.on_a_stack import now, platform, report, scan_without_image
+from benchmarks.on_a_stack import now, platform, report
 from infra.stack.plan import Stack
 from retroln.catalog.accounting import CaseOutcome, Outcome
 from retroln.catalog.records import CropDraft, LandmarksDraft, RoiDraft, ScanRecord
@@ -26,6 +26,7 @@ from retroln.steps import prepare
 from retroln.steps.claimed import Job, run_claimed
 from retroln.steps.runs import Run
 from retroln.steps.workspace import open_workspace
+from tests.stand_in import scan_without_image
 
 _SHARD = 100
 _moments: list[float] = []

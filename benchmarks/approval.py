@@ -16,13 +16,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.on_a_stack import now, platform, report, scan_without_image
+from benchmarks.on_a_stack import now, platform, report
 from infra.stack.throwaway import command
 from retroln.catalog.records import DatasetDraft, MemberDraft
 from retroln.settings import Settings
 from retroln.steps import promote
 from retroln.steps.train import test_hash
 from retroln.steps.workspace import open_workspace
+from tests.stand_in import scan_without_image
 
 _FIGURES = {"cases": 6, "patients": 6, "sensitivity_ge10mm": 0.9, "fp_per_volume": 1.0, "dice_mean": 0.7}
 _INTERVAL_S = 300

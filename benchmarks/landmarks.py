@@ -11,8 +11,6 @@ first case is shown by itself. TotalSegmentator's own weights are larger: loadin
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -23,25 +21,17 @@ from typing import Any
 
 _FIRST_SEED = 91_000
 _SPACING_MM = (0.9, 0.9, 2.5)
-_PLAIN = """
-import sys
-from pathlib import Path
-import nibabel as nib
-from totalsegmentator.python_api import totalsegmentator
-if __name__ == "__main__":
-    made = totalsegmentator(Path(sys.argv[1]), None, ml=True, device="cpu", quiet=True, fast=True)
-    nib.save(made, sys.argv[2])
-"""
 
 
 def measure(cases: int) -> dict[str, Any]:
     """Seconds per case of both sides and their ratio."""
     from infra.stand_in_weights.cache import cached
+    from tests.fresh_totalseg import home_with
 
     networks = cached()
     with TemporaryDirectory() as name:
         folder = Path(name)
-        home = _plain_home(folder, networks)
+        home = home_with(networks, folder)
         scans = [_make_scan(folder, number) for number in range(cases)]
         return _compare(scans, networks, home)
 
@@ -65,15 +55,10 @@ def _compare(scans: list[Path], networks: Path, home: Path) -> dict[str, Any]:
 
 
 def _run_plain(scan: Path, home: Path) -> float:
-    environment = {**os.environ, "TOTALSEG_HOME_DIR": str(home)}
-    target = scan.with_name(f"{scan.name}-plain.nii.gz")
+    from tests.fresh_totalseg import label
+
     started = time.perf_counter()
-    subprocess.run(
-        [sys.executable, "-W", "ignore", str(home / "plain.py"), str(scan), str(target)],
-        check=True,
-        env=environment,
-        capture_output=True,
-    )
+    label(scan, home, fast=scan.with_name(f"{scan.name}-plain.nii.gz"))
     return time.perf_counter() - started
 
 
@@ -100,22 +85,6 @@ def _child(networks: Path, scans: list[Path]) -> None:
     print(json.dumps({"import_s": import_s, "seconds": seconds}))
 
 
-def _plain_home(folder: Path, networks: Path) -> Path:
-    """A home for TotalSegmentator; it asks for folders of all parts of `total`, also of those not loaded."""
-    from retroln.anatomy.totalseg_weights import NETWORKS
-
-    home = folder / "home"
-    shutil.copytree(networks, home / "nnunet" / "results")
-    for part in ("291_TotalSegmentator_part1_organs", "293_TotalSegmentator_part3_cardiac"):
-        (home / "nnunet" / "results" / f"Dataset{part}_1559subj").mkdir()
-    for name in ("Dataset294_TotalSegmentator_part4_muscles_1559subj", NETWORKS[295].dataset):
-        (home / "nnunet" / "results" / name).mkdir(exist_ok=True)
-    config = {"totalseg_id": "b", "send_usage_stats": False, "prediction_counter": 0}
-    (home / "config.json").write_text(json.dumps(config))
-    (home / "plain.py").write_text(_PLAIN)
-    return home
-
-
 def _make_scan(folder: Path, number: int) -> Path:
     from retroln.imaging import nifti
     from retroln.imaging.phantom import PhantomSpec, make_phantom
@@ -127,19 +96,13 @@ def _make_scan(folder: Path, number: int) -> Path:
 
 def _dice(scan: Path) -> float:
     """The lowest over T11-S1 of both sides' label maps."""
-    import numpy as np
-
     from retroln.imaging import nifti
+    from tests.fresh_totalseg import spine_overlaps
 
     ours, plain = (
         nifti.read_labels(scan.with_name(f"{scan.name}-{side}.nii.gz")).array for side in ("ours", "plain")
     )
-    shares = []
-    for value in range(26, 34):
-        a, b = ours == value, plain == value
-        if a.any() or b.any():
-            shares.append(2 * float(np.count_nonzero(a & b)) / (np.count_nonzero(a) + np.count_nonzero(b)))
-    return round(min(shares), 5) if shares else 0.0
+    return round(min(spine_overlaps(ours, plain).values(), default=0.0), 5)
 
 
 if __name__ == "__main__":

@@ -96,23 +96,6 @@ def report(
         output.write_text(shown)
 
 
-def scan_without_image(name: str) -> ScanDraft:
-    """An ingested scan of a patient of its own, of which only the record exists."""
-    return ScanDraft(
-        case_id=name,
-        patient_id=f"{name}-patient",
-        source_uri={"ct": name},
-        source_fingerprint=name,
-        source_sha256=name,
-        ct_key=name,
-        shape=(1, 1, 1),
-        affine=[[1.0]],
-        source_shape=(1, 1, 1),
-        source_affine=[[1.0]],
-        orientation="RAS",
-    )
-
-
 def run_deployment(name: str, **parameters: Any) -> Any:
     """Start a deployment and wait for its end, as a user would; the flow run."""
     from prefect.deployments import run_deployment as start

@@ -63,22 +63,26 @@ def _dataset(settings: Settings) -> DatasetRecord:
     members = []
     for number in range(10):
         name = f"C{number}"
-        draft = ScanDraft(
-            case_id=name,
-            patient_id=f"P{number}",
-            source_uri={"ct": name},
-            source_fingerprint=name,
-            source_sha256=name,
-            ct_key=name,
-            shape=(1, 1, 1),
-            affine=[[1.0]],
-            source_shape=(1, 1, 1),
-            source_affine=[[1.0]],
-            orientation="RAS",
-        )
-        scan = catalog.add_scan(draft, run_id)
+        scan = catalog.add_scan(scan_without_image(name), run_id)
         role, fold = ("test", None) if number < 6 else ("train", number % 2)
         members.append(
-            MemberDraft(scan_id=scan.scan_id, patient_id=f"P{number}", case_id=name, role=role, fold=fold)
+            MemberDraft(scan_id=scan.scan_id, patient_id=scan.patient_id, case_id=name, role=role, fold=fold)
         )
     return catalog.add_dataset(DatasetDraft(version=_DATASET, manifest_key="m", members=tuple(members)))
+
+
+def scan_without_image(case_id: str) -> ScanDraft:
+    """An ingested scan of a patient of its own, of which only the record exists."""
+    return ScanDraft(
+        case_id=case_id,
+        patient_id=f"{case_id}-patient",
+        source_uri={"ct": case_id},
+        source_fingerprint=case_id,
+        source_sha256=case_id,
+        ct_key=case_id,
+        shape=(1, 1, 1),
+        affine=[[1.0]],
+        source_shape=(1, 1, 1),
+        source_affine=[[1.0]],
+        orientation="RAS",
+    )

@@ -23,7 +23,7 @@ from retroln.imaging import nifti
 from retroln.imaging.phantom import Phantom, PhantomSpec, make_phantom
 from retroln.settings import RoiSpec, TotalSegSpec
 from retroln.steps.workspace import open_workspace
-from tests.fresh_totalseg import labelled_by_a_fresh_process, overlaps
+from tests.fresh_totalseg import home_with, label, spine_overlaps
 from tests.landmarks.figures import Figures, figures_of, refused_as, shifted
 from tests.landmarks.held_out import FIRST_HELD_OUT_SEED, Platform, held_out
 from tests.way import embedded, ingest_and_prepare
@@ -90,12 +90,14 @@ def test_stand_in_labels_are_those_of_totalsegmentators_own_function(
     stand_ins: Platform, tmp_path: Path
 ) -> None:
     (phantom,) = held_out(1)
-    labelled_by_a_fresh_process(phantom.ct, stand_ins.weights.folder, tmp_path, "fast")
+    nifti.write_source(tmp_path / "ct.nii.gz", phantom.ct)
+    home = home_with(stand_ins.weights.folder, tmp_path)
+    label(tmp_path / "ct.nii.gz", home, fast=tmp_path / "fast.nii.gz")
     theirs = nifti.read_labels(tmp_path / "fast.nii.gz")
     ours = segment(phantom.ct, stand_ins.weights, FAST).labels
     assert theirs.source.orientation == ours.source.orientation == phantom.spec.orientation
     assert theirs.source.affine == pytest.approx(ours.source.affine, abs=1e-4)
-    spine = {n: dice for n, dice in overlaps(theirs.array, ours.array).items() if n in range(26, 34)}
+    spine = spine_overlaps(theirs.array, ours.array)
     told("stand-in beside a fresh TotalSegmentator", lowest_dice=min(spine.values()), levels=len(spine))
     assert len(spine) >= 6
     assert min(spine.values()) >= 0.999, spine

@@ -21,12 +21,13 @@ from retroln.anatomy import landmarks, totalseg
 from retroln.anatomy.totalseg_vertebrae import segment
 from retroln.anatomy.totalseg_weights import FAST, NETWORKS, NUMBERING, RIBS, ROUGH, VERTEBRAE, Weights
 from retroln.errors import IntegrityError, LandmarkError, MissingExtraError, NotFoundError, UserError
+from retroln.imaging import nifti
 from retroln.imaging.geometry import Grid, upright
 from retroln.imaging.phantom import PhantomSpec, make_phantom
 from retroln.imaging.volume import Volume
 from retroln.nnunet.environment import quiet
 from retroln.settings import TotalSegSpec
-from tests.fresh_totalseg import labelled_by_a_fresh_process, overlaps
+from tests.fresh_totalseg import home_with, label, overlaps
 from tests.tiny_networks import pinned, write_untrained
 
 pytestmark = pytest.mark.timeout(900)
@@ -51,7 +52,11 @@ def ct() -> Volume:
 @pytest.fixture(scope="module")
 def stock(tiny: Weights, ct: Volume, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Label maps that TotalSegmentator's own function made in a fresh process: fast.nii.gz, full.nii.gz."""
-    return labelled_by_a_fresh_process(ct, tiny.folder, tmp_path_factory.mktemp("stock"), "fast", "full")
+    folder = tmp_path_factory.mktemp("stock")
+    nifti.write_source(folder / "ct.nii.gz", ct)
+    maps = {quality: folder / f"{quality}.nii.gz" for quality in ("fast", "full")}
+    label(folder / "ct.nii.gz", home_with(tiny.folder, folder), **maps)
+    return folder
 
 
 @pytest.mark.parametrize("spec", [QUICK, FULL], ids=lambda spec: spec.quality)
