@@ -270,12 +270,18 @@ def _real_values(layout: Layout, stored: NDArray[Any]) -> NDArray[Any]:
 
 
 def _scaled(stored: NDArray[Any], layout: Layout) -> NDArray[Any]:
-    """Stored values x slope + intercept in float32, chunk by chunk: the memory is gone through once."""
+    """Stored values x slope + intercept in float32, chunk by chunk: the memory is gone through once.
+
+    A volume of one value, which a small file can hold at any size, takes no memory and may not be written to.
+    """
     slope, intercept = np.float32(layout.slope), np.float32(layout.intercept)
-    flat, values = stored.reshape(-1, order="F"), np.empty(stored.size, np.float32)
+    flat = stored.reshape(-1, order="F")
+    parts = [slice(start, start + _CHUNK_VOXELS) for start in range(0, flat.size, _CHUNK_VOXELS)]
     with np.errstate(over="ignore", invalid="ignore"):  # `check_ct` refuses what is not finite
-        for start in range(0, flat.size, _CHUNK_VOXELS):
-            part = slice(start, start + _CHUNK_VOXELS)
+        if all(bool((flat[part] == flat[0]).all()) for part in parts):
+            return np.broadcast_to(np.float32(flat[0]) * slope + intercept, stored.shape)
+        values = np.empty(stored.size, np.float32)
+        for part in parts:
             values[part] = flat[part]
             values[part] *= slope
             values[part] += intercept

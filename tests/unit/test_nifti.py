@@ -137,6 +137,21 @@ def test_scaled_integers_become_float32(tmp_path: Path, monkeypatch: pytest.Monk
     np.testing.assert_allclose(read, nib.load(tmp_path / "a.nii.gz").get_fdata(), atol=1e-3)
 
 
+def test_a_scaled_volume_of_one_value_takes_no_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nifti, "_CHUNK_VOXELS", 11)
+    voxels = np.full_like(_voxels(), 12)
+    for name, last in (("same", 12), ("last-differs", 13)):
+        voxels[-1, -1, -1] = last
+        image = nib.Nifti1Image(voxels, _affine())
+        image.header.set_slope_inter(2.0, -1024.0)
+        nib.save(image, tmp_path / f"{name}.nii.gz")
+        read = nifti.read(tmp_path / f"{name}.nii.gz").array
+        assert read.dtype == np.float32 and any(read.strides) == (name != "same")
+        np.testing.assert_array_equal(read, 2.0 * voxels.astype(np.float32) - 1024.0)
+
+
 @pytest.mark.parametrize(
     ("slope", "inter"), [(0.0, 0.0), (0.0, 7.0), (float("nan"), float("nan")), (1.0, 0.0)]
 )
