@@ -45,6 +45,16 @@ def write_json(target: Path, content: Any) -> None:
     write_bytes(target, (text + "\n").encode())
 
 
+def cache_folder() -> Path:
+    """Where this user's programs keep what can be made again; perhaps it is not there, or not writable."""
+    if given := os.environ.get("XDG_CACHE_HOME"):
+        return Path(given) / "retroln"
+    try:
+        return Path.home() / ".cache" / "retroln"
+    except RuntimeError:  # a user without a home, as in some containers
+        return Path(tempfile.gettempdir()) / f"retroln-{os.getuid()}"
+
+
 def sha256_bytes(data: bytes) -> str:
     """Hex sha256 of `data`."""
     return hashlib.sha256(data).hexdigest()

@@ -176,6 +176,10 @@ class Settings(BaseSettings):
     roi: RoiSpec = RoiSpec()
     hu: Hu = Hu()
     gates: GateSpec = GateSpec()
+    arithmetic: Literal["auto", "float32", "bf16"] = Field(
+        "auto",
+        description="of networks on a CPU: auto takes bf16 for the demo's where the CPU is faster in it",
+    )
     processes: int = Field(2, ge=1, description="processes per shard")
     shard_size: int = Field(25, ge=1, description="cases per shard")
     fan_out: Literal["here", "workers"] = Field(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from infra.stand_in_weights.recipe import RECIPE
-from retroln.files import sha256_file, sha256_json
+from retroln.files import cache_folder, sha256_file, sha256_json
 
 VARIABLE = "RETROLN_STAND_IN_WEIGHTS"
 _ROOT = Path(__file__).parents[2]
@@ -41,8 +41,7 @@ def cache_root() -> Path:
     """Outside the repository, so that a fresh checkout finds what another one made."""
     if given := os.environ.get(VARIABLE):
         return Path(given)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "retroln" / "stand-in-weights"
+    return cache_folder() / "stand-in-weights"
 
 
 def content_hash() -> str:

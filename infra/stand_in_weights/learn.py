@@ -14,6 +14,7 @@ from infra.stand_in_weights.cases import Case, training_cases
 from infra.stand_in_weights.recipe import Recipe
 from retroln.anatomy.totalseg_weights import NETWORKS
 from retroln.nnunet import model_folder
+from retroln.nnunet.arithmetic import autocast, choose
 
 _LR, _WEIGHT_DECAY, _WARM_UP = 3e-3, 1e-2, 40
 _NEVER = -50.0  # logit of a label that is not learnt; nnU-Net sums logits in half precision
@@ -35,7 +36,8 @@ def make(recipe: Recipe, folder: Path, tell: Tell) -> None:
 
 
 def train(recipe: Recipe, cases: Sequence[Case], tell: Tell) -> dict[str, torch.Tensor]:
-    """AdamW, Dice and cross-entropy, bf16: weights of a network with the learnt outputs."""
+    """AdamW, Dice and cross-entropy: weights of a network with the learnt outputs."""
+    arithmetic = choose().arithmetic
     torch.manual_seed(recipe.task_id)
     network = model_folder.build_network(recipe.plans(), len(recipe.ids) + 1)
     network = network.to(memory_format=torch.channels_last_3d).train()
@@ -44,7 +46,7 @@ def train(recipe: Recipe, cases: Sequence[Case], tell: Tell) -> dict[str, torch.
     started, recent = time.monotonic(), []
     for number, (images, labels) in enumerate(_batches(recipe, cases), start=1):
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with autocast(arithmetic):
             logits = network(images)
         loss = _loss(logits.float(), labels, _BONE_WEIGHT ** (1 - number / recipe.iterations))
         loss.backward()

@@ -84,6 +84,15 @@ def _gpu() -> Finding:
     return Finding("device", True, device_name())
 
 
+def _arithmetic(settings: Settings) -> Iterator[Finding]:
+    """What networks compute in on this CPU; nothing without torch."""
+    if _installed("torch"):
+        from retroln.nnunet.arithmetic import choose
+
+        choice = choose(settings.arithmetic)
+        yield Finding("arithmetic on this CPU", True, f"{choice.arithmetic} ({choice.why})")
+
+
 def _places(servers: bool) -> Iterator[Finding]:
     """Where the settings point to: a look at each place, or real use of each."""
     try:
@@ -97,6 +106,7 @@ def _places(servers: bool) -> Iterator[Finding]:
         yield from use_servers(settings)
     else:
         yield from _answers(settings)
+    yield from _arithmetic(settings)
     yield _landmarks(settings)
 
 

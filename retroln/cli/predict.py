@@ -10,6 +10,7 @@ import click
 from retroln.settings import LabelScheme
 
 Device = Literal["auto", "cpu", "cuda"]
+Asked = Literal["auto", "float32", "bf16"]
 _file = click.Path(exists=False, path_type=Path)
 
 
@@ -22,11 +23,27 @@ _file = click.Path(exists=False, path_type=Path)
     "--label-ids", type=click.Choice(["totalseg-v2", "totalseg-v1", "verse"]), default="totalseg-v2"
 )
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option(
+    "--arithmetic",
+    type=click.Choice(["auto", "float32", "bf16"]),
+    default="auto",
+    show_default=True,
+    envvar="RETROLN_ARITHMETIC",
+    help="Of the network on a CPU; auto takes bf16 for the demo's network where the CPU is faster in it.",
+)
 def predict(
-    ct: Path, vertebrae: Path, bundle: Path, output: Path, label_ids: LabelScheme, device: Device
+    ct: Path,
+    vertebrae: Path,
+    bundle: Path,
+    output: Path,
+    label_ids: LabelScheme,
+    device: Device,
+    arithmetic: Asked,
 ) -> None:
     """Find nodes in one CT: crop referenced to L2, predict, paste back, write one label per node."""
     from retroln.steps.predict import predict_file
 
-    count = predict_file(ct, vertebrae, bundle, output, label_ids=label_ids, device=device)
+    count = predict_file(
+        ct, vertebrae, bundle, output, label_ids=label_ids, device=device, arithmetic=arithmetic
+    )
     click.echo(f"{output}: {count} nodes")

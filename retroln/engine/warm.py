@@ -6,10 +6,11 @@ from functools import lru_cache
 from pathlib import Path
 
 from retroln.nnunet import bundle
+from retroln.nnunet.arithmetic import Asked
 from retroln.nnunet.predict import Device, Predictor
 
 
-def predictor_for(bundle_dir: Path, device: Device = "auto") -> Predictor:
+def predictor_for(bundle_dir: Path, device: Device = "auto", arithmetic: Asked = "auto") -> Predictor:
     """The predictor of a bundle, from memory if the same bytes were opened before.
 
     Every call verifies the bundle's hashes; a bundle replaced on disk is loaded anew. The two most
@@ -19,7 +20,7 @@ def predictor_for(bundle_dir: Path, device: Device = "auto") -> Predictor:
         NotFoundError, IntegrityError: as `retroln.nnunet.bundle.load`.
     """
     sealed = bundle.load(bundle_dir.resolve())
-    return _predictor(sealed.path, sealed.sha256, device)
+    return _predictor(sealed.path, sealed.sha256, device, arithmetic)
 
 
 def device_name() -> str:
@@ -30,5 +31,5 @@ def device_name() -> str:
 
 
 @lru_cache(maxsize=2)
-def _predictor(path: Path, sha256: str, device: Device) -> Predictor:
-    return Predictor(bundle.load(path, sha256), device)
+def _predictor(path: Path, sha256: str, device: Device, arithmetic: Asked) -> Predictor:
+    return Predictor(bundle.load(path, sha256), device, arithmetic)

@@ -39,6 +39,9 @@ class Contract(BaseModel):
     axes: str = Field("zyx", description="array axes of the network: superior, anterior, right")
     orientation: str = Field("RAS", description="orientation of the crops")
     versions: dict[str, str] = Field(default_factory=dict, description="software that trained it")
+    arithmetic: tuple[str, ...] = Field(
+        (), description="what its folds were trained in; empty if not recorded"
+    )
     dataset_version: str | None = Field(None, description="sha256 of the dataset version's content")
     min_probability: float = Field(0.5, gt=0, lt=1, description="a voxel of a node has at least this")
     min_finding_mm3: float = Field(65.0, ge=0, description="smaller findings are left out as specks")

@@ -1,4 +1,4 @@
-"""The process that trains one fold: `python -m retroln.nnunet.child ROOT FOLD_FOLDER`."""
+"""The process that trains one fold: `python -m retroln.nnunet.child ROOT FOLD_FOLDER ARITHMETIC`."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 from retroln.errors import UserError
 from retroln.nnunet import bundle
+from retroln.nnunet.arithmetic import Asked, of_network
 from retroln.nnunet.dataset import DATASET_NAME
 from retroln.nnunet.environment import activate
 from retroln.nnunet.train import REQUEST_FILE
@@ -28,7 +29,7 @@ def _device(name: str) -> Any:
     return torch.device("cuda" if is_cuda else "cpu")
 
 
-def train_here(root: Path, folder: Path) -> None:
+def train_here(root: Path, folder: Path, asked: Asked) -> None:
     """The child's work: train the fold that `request.json` describes, from its last checkpoint."""
     parent, told = os.getppid(), _listen()
     folders = activate(root)
@@ -47,6 +48,7 @@ def train_here(root: Path, folder: Path) -> None:
     described = json.loads((base / "dataset.json").read_bytes())
     trainer = RetroLNTrainer(plans, bundle.CONFIGURATION, request["fold"], described, _device(spec.device))
     trainer.apply(spec)
+    trainer.arithmetic = of_network(spec.profile, trainer.device.type, asked)
     lives = parent_lives(parent)
     trainer.may_go_on = lambda: lives() and not told
     start = trainer.resume()
@@ -71,4 +73,4 @@ def _listen() -> list[int]:
 
 
 if __name__ == "__main__":
-    train_here(Path(sys.argv[1]), Path(sys.argv[2]))
+    train_here(Path(sys.argv[1]), Path(sys.argv[2]), cast(Asked, sys.argv[3]))

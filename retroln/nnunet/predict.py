@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from retroln.errors import InputError, UserError
 from retroln.imaging import intensity
 from retroln.imaging.volume import Volume
+from retroln.nnunet.arithmetic import Asked, autocast, of_network
 from retroln.nnunet.bundle import CHECKPOINT, CONFIGURATION, Bundle
 from retroln.nnunet.environment import quiet
 from retroln.nnunet.plans import PROFILE_KEY
@@ -28,11 +29,11 @@ class Predictor:
     Folds are averaged before the decision; tiles overlap by half with Gaussian weights; mirroring
     follows the checkpoint: all stock nnU-Net behaviour, without its temporary files and processes.
     A voxel is node from the contract's `min_probability`; 0.5, the default, is nnU-Net's own decision.
-    A network of profile `demo` runs in bf16 and channels-last on a CPU, as it was trained (four to eight
-    times as fast), unless `full_precision` asks for stock arithmetic.
+    On a CPU the networks are laid out channels-last and compute in `arithmetic`
+    (`retroln.nnunet.arithmetic.of_network`).
     """
 
-    def __init__(self, bundle: Bundle, device: Device = "auto", *, full_precision: bool = False) -> None:
+    def __init__(self, bundle: Bundle, device: Device = "auto", arithmetic: Asked = "auto") -> None:
         """Load the networks of a verified bundle (`retroln.nnunet.bundle.load`).
 
         Raises:
@@ -44,8 +45,9 @@ class Predictor:
         self._lock = threading.Lock()
         with quiet():
             self._network = _open(bundle, _device(device))
-        self._is_bf16 = not full_precision and _prefers_bf16(self._network)
-        if self._is_bf16:
+        device_type = self._network.device.type
+        self.arithmetic = of_network(_profile(self._network), device_type, arithmetic)
+        if device_type == "cpu":
             import torch
 
             self._network.network.to(memory_format=torch.channels_last_3d)
@@ -80,7 +82,7 @@ class Predictor:
         limit = self.contract.min_probability
         needed = probabilities or limit != _EVEN
         with self._lock, quiet():
-            labels, found = _predict(self._network, image, spacing, needed, bf16=self._is_bf16)
+            labels, found = _predict(self._network, image, spacing, needed, self.arithmetic)
         if limit != _EVEN:
             labels = found >= limit
         return _from_nnunet(labels).astype(np.uint8), _from_nnunet(found).astype(np.float32)
@@ -157,9 +159,8 @@ def _open(bundle: Bundle, device: Any) -> Any:
     return predictor
 
 
-def _prefers_bf16(predictor: Any) -> bool:
-    is_demo: bool = predictor.plans_manager.plans.get(PROFILE_KEY) == "demo"
-    return is_demo and predictor.device.type == "cpu"
+def _profile(predictor: Any) -> str:
+    return str(predictor.plans_manager.plans.get(PROFILE_KEY))
 
 
 def _checkpoint(bundle: Bundle, fold: int) -> dict[str, Any]:
@@ -172,7 +173,7 @@ def _checkpoint(bundle: Bundle, fold: int) -> dict[str, Any]:
 
 
 def _predict(
-    predictor: Any, image: NDArray[np.float32], spacing: list[float], probabilities: bool, *, bf16: bool
+    predictor: Any, image: NDArray[np.float32], spacing: list[float], probabilities: bool, arithmetic: str
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """Labels and the probability of label 1 (zeros unless asked for), both (z, y, x)."""
     import torch
@@ -185,7 +186,7 @@ def _predict(
     data, _, properties = preprocessor.run_case_npy(
         image, None, {"spacing": spacing}, plans, configuration, predictor.dataset_json
     )
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+    with autocast(arithmetic):
         logits = predictor.predict_logits_from_preprocessed_data(torch.from_numpy(data)).cpu()
     found = to_segmentation(
         logits,

@@ -24,6 +24,7 @@ from typing import Any, Protocol, TextIO
 from retroln.errors import ConflictError, UserError
 from retroln.files import sha256_file, sha256_json, write_json
 from retroln.nnunet import bundle
+from retroln.nnunet.arithmetic import Asked
 from retroln.nnunet.checkpoint import EPOCHS_FILE, INTERRUPTED, read_epochs, saved, write_epochs
 from retroln.nnunet.dataset import DATASET_ID, DATASET_NAME
 from retroln.nnunet.environment import Folders, activate, quiet
@@ -118,13 +119,15 @@ def train_fold(
     *,
     keeper: Keeper | None = None,
     timeout_s: float = _WEEK_S,
+    arithmetic: Asked = "auto",
 ) -> FoldResult:
     """Train one fold to its end in a process of its own; a fold that was interrupted goes on.
 
     A complete fold with the same data, plans and spec is not trained again; one with others starts
-    over. `on_epoch` is called here, in order, with each line of the journal that this call adds. An
-    exception that reaches the caller meanwhile (a signal, an error in `on_epoch`) lets the process
-    save what it has, and goes on its way.
+    over. `arithmetic` is the machine's, not the spec's: a fold may go on elsewhere in another one, and its
+    journal says which each epoch was trained in. `on_epoch` is called here, in order, with each line of the
+    journal that this call adds. An exception that reaches the caller meanwhile (a signal, an error in
+    `on_epoch`) lets the process save what it has, and goes on its way.
 
     Raises:
         UserError: the process died (memory is named), failed, or ran out of `timeout_s`.
@@ -142,7 +145,7 @@ def train_fold(
             _start_over_if_changed(folder, request)
         resumed_at = _resume_epoch(folder)
         if not (folder / bundle.CHECKPOINT).is_file():
-            with _kept(keeper, folder) as keep, _child(folders, folder, lock, spec) as process:
+            with _kept(keeper, folder) as keep, _child(folders, folder, lock, spec, arithmetic) as process:
                 _watch(process, folder, on_epoch, keep, started + timeout_s)
     seconds = time.monotonic() - started
     return FoldResult(fold, folder / bundle.CHECKPOINT, folder / EPOCHS_FILE, seconds, resumed_at)
@@ -224,11 +227,13 @@ def _resume_epoch(folder: Path) -> int:
 
 
 @contextmanager
-def _child(folders: Folders, folder: Path, lock: int, spec: TrainSpec) -> Iterator[subprocess.Popen[bytes]]:
+def _child(
+    folders: Folders, folder: Path, lock: int, spec: TrainSpec, arithmetic: Asked
+) -> Iterator[subprocess.Popen[bytes]]:
     """The training process. It holds the fold's lock too, so an orphan keeps others out until it ends."""
     with (folder / _OUTPUT).open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "retroln.nnunet.child", str(folders.root), str(folder)],
+            [sys.executable, "-m", "retroln.nnunet.child", str(folders.root), str(folder), arithmetic],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

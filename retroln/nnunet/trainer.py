@@ -6,7 +6,6 @@ needs nothing else: a bundle can be read by any nnU-Net.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
@@ -19,6 +18,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from retroln.files import atomic_path, sha256_file
 from retroln.nnunet import checkpoint
+from retroln.nnunet.arithmetic import autocast
 from retroln.nnunet.bundle import CHECKPOINT
 from retroln.nnunet.checkpoint import EPOCHS_FILE, INTERRUPTED, LATEST
 from retroln.nnunet.plans import PROFILE_KEY
@@ -34,10 +34,12 @@ class RetroLNTrainer(nnUNetTrainer):  # type: ignore[misc]
     Both keep nnU-Net's loss (Dice + cross-entropy, deep supervision) and polynomial decay.
     `reference` is stock: SGD with Nesterov momentum 0.99 from 0.01, weight decay 3e-5, augmentation,
     mirroring on axes 0, 1, 2. `demo` takes AdamW from 0.002 (in 300 steps it learns what SGD has not
-    begun to), bf16 and channels-last on a CPU, and mirrors left-right, in training and in inference.
+    begun to), and mirrors left-right, in training and in inference. On a CPU a network is laid out
+    channels-last and computes in `arithmetic`.
     """
 
     network: Any
+    arithmetic = "float32"
 
     def __init__(
         self,
@@ -67,7 +69,7 @@ class RetroLNTrainer(nnUNetTrainer):  # type: ignore[misc]
     def initialize(self) -> None:
         """Build network, optimiser and loss."""
         super().initialize()
-        if self._is_fast_cpu():
+        if self.device.type == "cpu":
             self.network = self.network.to(memory_format=torch.channels_last_3d)
 
     def configure_optimizers(self) -> Any:
@@ -105,35 +107,30 @@ class RetroLNTrainer(nnUNetTrainer):  # type: ignore[misc]
         return ComposeTransforms([MirrorTransform(allowed_axes=_LEFT_RIGHT), *stock.transforms])
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """One step of the stock trainer, in bf16 where the demo runs on a CPU.
+        """One step of the stock trainer, on a CPU in `arithmetic`.
 
         Raises:
             SystemExit: training may not go on; what it has is saved, and the status is `INTERRUPTED`.
         """
         self._leave_if_told()
-        with self._faster(batch):
+        with self._laid_out(batch):
             return dict(super().train_step(batch))
 
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """One validation batch, in the same arithmetic as training; `SystemExit` as in `train_step`."""
         self._leave_if_told()
-        with self._faster(batch):
+        with self._laid_out(batch):
             return dict(super().validation_step(batch))
 
-    def _is_fast_cpu(self) -> bool:
-        return self.is_demo and self.device.type == "cpu"
-
-    def _faster(self, batch: dict[str, Any]) -> contextlib.AbstractContextManager[Any]:
-        if not self._is_fast_cpu():
-            return contextlib.nullcontext()
-        batch["data"] = batch["data"].to(memory_format=torch.channels_last_3d)
-        autocast: contextlib.AbstractContextManager[Any] = torch.autocast("cpu", dtype=torch.bfloat16)
-        return autocast
+    def _laid_out(self, batch: dict[str, Any]) -> Any:
+        if self.device.type == "cpu":
+            batch["data"] = batch["data"].to(memory_format=torch.channels_last_3d)
+        return autocast(self.arithmetic)
 
     def _build_loss(self) -> Any:
         """nnU-Net's loss; where the network runs in bf16 its outputs are summed in float32."""
         loss = super()._build_loss()
-        if not self._is_fast_cpu():
+        if self.arithmetic != "bf16":
             return loss
         return lambda outputs, targets: loss([output.float() for output in outputs], targets)
 
@@ -164,9 +161,10 @@ class RetroLNTrainer(nnUNetTrainer):  # type: ignore[misc]
             "val_loss": value("val_losses"),
             "pseudo_dice": value("mean_fg_dice"),
             "lr": value("lrs"),
+            "arithmetic": self.arithmetic,
             "seconds": value("epoch_end_timestamps") - value("epoch_start_timestamps"),
         }
-        return {name: number if math.isfinite(number) else None for name, number in figures.items()}
+        return {name: number if _is_sayable(number) else None for name, number in figures.items()}
 
     def save_checkpoint(self, filename: str) -> None:
         """Write atomically. The final one holds the weights and plain values alone (no optimiser)."""
@@ -206,6 +204,11 @@ class RetroLNTrainer(nnUNetTrainer):  # type: ignore[misc]
 
     def plot_network_architecture(self) -> None:
         """Nothing: it wants a package that no longer works."""
+
+
+def _is_sayable(value: Any) -> bool:
+    """Whether JSON knows the value: no NaN, no infinity."""
+    return isinstance(value, str) or math.isfinite(value)
 
 
 def parent_lives(parent: int) -> Callable[[], bool]:

@@ -33,7 +33,7 @@ def evaluate_bundle(settings: Settings, bundle_dir: Path, record: DatasetRecord)
     """Score a trained bundle on this machine's GPU, or its CPU; it sees the CT crop alone."""
     from retroln.engine.warm import predictor_for
 
-    predictor = predictor_for(bundle_dir, "auto")
+    predictor = predictor_for(bundle_dir, "auto", settings.arithmetic)
     smallest = predictor.contract.min_finding_mm3
     return _evaluate(settings, record, lambda crop: nodes.findings(predictor.predict(crop), smallest) > 0)
 

@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,7 +82,15 @@ def train_fold(settings: Settings, ticket: Ticket, fold: int, on_epoch: OnEpoch 
     with attached(settings, ticket.mlflow_run_id, place) as run:
         journal = train.fold_folder(shop.folders, shop.plans_id, fold) / EPOCHS_FILE
         tell = _Teller(run, ticket, fold, journal, on_epoch)
-        result = train.train_fold(shop.folders, shop.plans_id, fold, ticket.spec, tell, keeper=keeper)
+        result = train.train_fold(
+            shop.folders,
+            shop.plans_id,
+            fold,
+            ticket.spec,
+            tell,
+            keeper=keeper,
+            arithmetic=settings.arithmetic,
+        )
         lines = checkpoint.read_epochs(result.epochs)
         run.log_epochs(_named(fold, line) for line in lines)  # also of a fold that needed no more training
     _put(shared, place, result)
@@ -94,6 +102,11 @@ def epochs_of(shared: FoldStore, fold: int) -> list[dict[str, Any]]:
     return [json.loads(line) for line in shared.read(place_of(fold), EPOCHS_FILE).splitlines()]
 
 
+def arithmetic_of(epochs: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What the epochs of a journal were trained in; several if the fold went on on another machine."""
+    return sorted({epoch["arithmetic"] for epoch in epochs if "arithmetic" in epoch})
+
+
 def _put(shared: FoldStore, place: str, result: train.FoldResult) -> None:
     folder = result.checkpoint.parent
     files = {
@@ -102,7 +115,11 @@ def _put(shared: FoldStore, place: str, result: train.FoldResult) -> None:
         "plans.json": folder.parent / "plans.json",
         "dataset.json": folder.parent / "dataset.json",
     }
-    shared.put(place, files, {"versions": environment.versions()}, first_wins=True)
+    facts = {
+        "versions": environment.versions(),
+        "arithmetic": arithmetic_of(checkpoint.read_epochs(result.epochs)),
+    }
+    shared.put(place, files, facts, first_wins=True)
     shared.sweep(f"{place}/latest", keep=None)
 
 

@@ -21,6 +21,7 @@ from retroln.imaging import nifti
 from retroln.imaging.geometry import Grid
 from retroln.imaging.volume import Volume
 from retroln.nnunet.bundle import Contract
+from retroln.nnunet.predict import Predictor
 from retroln.report.case_page import CasePage, case_page
 from retroln.settings import RoiSpec, Settings
 from retroln.steps import champion
@@ -135,7 +136,8 @@ def _infer_case(workspace: Workspace, model: Model, run_id: int, scan: ScanRecor
     with workspace.scratch() as folder:
         workspace.store.get_file(crop.ct_key, folder / "ct.nii.gz")
         ct = nifti.read(folder / "ct.nii.gz")
-        labels = _predict(model, ct, crop)
+        predictor = _predictor(workspace.settings, model)
+        labels = _predict(predictor, ct, crop)
         measured = nodes.measure(
             labels, vertebrae=_crop_vertebrae(workspace, scan, crop, folder), instances=True
         )
@@ -143,7 +145,7 @@ def _infer_case(workspace: Workspace, model: Model, run_id: int, scan: ScanRecor
         sha256 = _store_labels(workspace, labels, crop, folder, base + "labels.nii.gz")
         rows = [node.to_dict() for node in measured]
         workspace.store.put_bytes(nodes.to_csv(measured).encode(), base + "nodes.csv")
-        page = _page(workspace, model, scan, crop, ct, labels, rows)
+        page = _page(workspace, model, predictor, scan, crop, ct, labels, rows)
         workspace.store.put_bytes(page.encode(), base + "page.html")
     workspace.catalog.record_prediction(
         scan.scan_id,
@@ -158,10 +160,13 @@ def _infer_case(workspace: Workspace, model: Model, run_id: int, scan: ScanRecor
     return CaseOutcome(scan.case_id, Outcome.DONE)
 
 
-def _predict(model: Model, ct: Volume, crop: CropRecord) -> Volume:
+def _predictor(settings: Settings, model: Model) -> Predictor:
     from retroln.engine.warm import predictor_for
 
-    predictor = predictor_for(model.bundle_dir, "auto")
+    return predictor_for(model.bundle_dir, "auto", settings.arithmetic)
+
+
+def _predict(predictor: Predictor, ct: Volume, crop: CropRecord) -> Volume:
     if predictor.contract.roi != crop.spec:
         raise GateError(
             "the crop was cut by another region than the model was trained on",
@@ -212,16 +217,14 @@ def _same_affine(first: Grid, second: Grid) -> bool:
 def _page(
     workspace: Workspace,
     model: Model,
+    predictor: Predictor,
     scan: ScanRecord,
     crop: CropRecord,
     ct: Volume,
     labels: Volume,
     rows: list[dict[str, Any]],
 ) -> str:
-    from retroln.engine.warm import predictor_for
-
-    region = roi.from_json(crop.roi)
-    contract = predictor_for(model.bundle_dir, "auto").contract
+    region, contract = roi.from_json(crop.roi), predictor.contract
     provenance = {
         "Model": f"{model.name} version {model.version}",
         "Training data": f"dataset {model.dataset.version[:16]}",
@@ -231,6 +234,7 @@ def _page(
         "Region": _size_text(region.spec),
         "HU window": f"{contract.hu.low:g} to {contract.hu.high:g}",
         "Operating point": f"p >= {contract.min_probability:g}, {contract.min_finding_mm3:g} mm³ or more",
+        "Arithmetic": predictor.arithmetic,
         "Software": ", ".join(f"{name} {number}" for name, number in contract.versions.items()),
     }
     history = workspace.catalog.case_history(scan.case_id)

@@ -23,6 +23,7 @@ def predict_file(
     *,
     label_ids: LabelScheme,
     device: Literal["auto", "cpu", "cuda"] = "auto",
+    arithmetic: Literal["auto", "float32", "bf16"] = "auto",
 ) -> int:
     """Write a label map (one label per node, 1..n) on the grid of `ct`; returns the number of nodes.
 
@@ -35,7 +36,7 @@ def predict_file(
     nifti.check_ct(volume, ct)
     spine = Vertebrae.read(vertebrae, label_ids)
     require_same_grid(volume.grid, spine.grid, what="vertebra label map", file=vertebrae)
-    predictor = predictor_for(bundle, device)
+    predictor = predictor_for(bundle, device, arithmetic)
     with naming(vertebrae):
         assessment = landmarks.assess(spine, unanchored="accept", ct=volume)
         region = roi.locate(spine, assessment, predictor.contract.roi, volume.source)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import tempfile
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ __all__ = [
     "train_fold",
 ]
 
+ARITHMETIC_TAG = "train.arithmetic"
 _BUNDLE, _SCORES = "bundle", "scores.json"
 
 
@@ -142,7 +144,9 @@ def register(settings: Settings, ticket: Ticket) -> Candidate:
         (bundle_dir / _SCORES).unlink()
         bundle.load(bundle_dir, facts["bundle_sha256"])
         scored = evaluate.from_json(json.loads(content))
-        _log_scores(run, scored, {fold: folds.epochs_of(shared, fold) for fold in ticket.spec.folds})
+        epochs = {fold: folds.epochs_of(shared, fold) for fold in ticket.spec.folds}
+        _log_scores(run, scored, epochs)
+        run.set_tag(ARITHMETIC_TAG, ", ".join(folds.arithmetic_of(chain(*epochs.values()))))
         version = promote.register(settings, ticket.spec, record, bundle_dir, ticket.mlflow_run_id, scored)
         run.end("FINISHED")
     return Candidate(version, record, skipped=False)
@@ -185,6 +189,7 @@ def _bundle(settings: Settings, ticket: Ticket, shared: FoldStore, folder: Path)
         hu=settings.hu,
         roi=settings.roi,
         versions=dict(sealed[0].facts["versions"]),
+        arithmetic=tuple(sorted({name for found in sealed for name in found.facts.get("arithmetic", ())})),
         dataset_version=ticket.dataset_version,
         min_probability=ticket.spec.min_probability,
         min_finding_mm3=ticket.spec.min_finding_mm3,

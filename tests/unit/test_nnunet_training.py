@@ -23,7 +23,7 @@ from retroln.files import sha256_file
 from retroln.imaging import intensity, nifti
 from retroln.imaging.geometry import Grid
 from retroln.imaging.volume import Volume
-from retroln.nnunet import bundle, checkpoint, dataset, environment, plans, splits, train
+from retroln.nnunet import arithmetic, bundle, checkpoint, dataset, environment, plans, splits, train
 from retroln.nnunet.predict import Predictor
 from retroln.nnunet.trainer import RetroLNTrainer
 from retroln.settings import Hu, RoiSpec, TrainSpec
@@ -32,6 +32,10 @@ SHAPE = (40, 44, 26)
 GRID = Grid(SHAPE, np.array([[2.0, 0, 0, -40], [0, 1.98, -0.42, 12], [0, 0.28, 2.97, -7], [0, 0, 0, 1]]))
 # enough iterations that a signal sent after the first epoch arrives within the second
 SPEC = TrainSpec(profile="demo", epochs=2, iterations=25, validation_iterations=1, n_folds=2, device="cpu")
+
+
+# what a CPU without bf16 lets its programs use
+AVX2_ALONE = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
 
 
 def blobs(seed: int) -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
@@ -94,7 +98,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     assert found is not None
     interrupted = torch.load(found.path, weights_only=False)
     epochs: list[dict[str, Any]] = []
-    result = train.train_fold(folders, plans_id, 0, SPEC, epochs.append)
+    with pytest.MonkeyPatch.context() as another_machine:
+        for name, value in AVX2_ALONE.items():
+            another_machine.setenv(name, value)
+        result = train.train_fold(folders, plans_id, 0, SPEC, epochs.append)
     contract = bundle.Contract(hu=Hu(), roi=RoiSpec(), versions=environment.versions())
     made = bundle.make(root / "bundle", folders, plans_id, (0,), contract)
     return Finished(folders, plans_id, epochs, first_epochs, interrupted, found.epochs, result, made)
@@ -107,9 +114,15 @@ def test_resumes_after_the_interrupted_epoch(finished: Finished) -> None:
     journal = [json.loads(line) for line in finished.result.epochs.read_text().splitlines()]
     assert [line["epoch"] for line in journal] == [0, 1]
     assert journal[0] == finished.first_epochs[0]
-    assert set(journal[0]) == {"epoch", "train_loss", "val_loss", "pseudo_dice", "lr", "seconds"}
+    figures = {"epoch", "train_loss", "val_loss", "pseudo_dice", "lr", "seconds"}
+    assert set(journal[0]) == figures | {"arithmetic"}
     assert all(np.isfinite(line["train_loss"]) and line["seconds"] > 0 for line in journal)
     assert journal[1]["lr"] < journal[0]["lr"]
+
+
+def test_journal_says_what_each_epoch_was_trained_in(finished: Finished) -> None:
+    here = arithmetic.choose().arithmetic
+    assert [line["arithmetic"] for line in finished.first_epochs + finished.epochs] == [here, "float32"]
 
 
 def test_training_told_to_stop_saves_the_epoch_it_is_in_as_not_begun(finished: Finished) -> None:
@@ -125,6 +138,7 @@ def test_crash_between_checkpoint_and_journal_loses_no_line(finished: Finished, 
     read = [json.loads((base / name).read_bytes()) for name in (f"{finished.plans_id}.json", "dataset.json")]
     trainer = RetroLNTrainer(read[0], bundle.CONFIGURATION, 0, read[1], torch.device("cpu"))
     trainer.output_folder = str(tmp_path)
+    trainer.arithmetic = finished.first_epochs[0]["arithmetic"]
     torch.save(finished.interrupted, tmp_path / checkpoint.LATEST)
     checkpoint.record(tmp_path / checkpoint.LATEST, sha256_file(tmp_path / checkpoint.LATEST), 1)
     (tmp_path / checkpoint.EPOCHS_FILE).write_text('{"epoch": 0, "train_lo')
@@ -167,7 +181,9 @@ def test_training_that_runs_out_of_time_says_so(finished: Finished) -> None:
         train.train_fold(finished.folders, finished.plans_id, 1, SPEC, timeout_s=0.5)
 
 
-def stock_prediction(finished: Finished, ct: NDArray[np.int16], folder: Path) -> tuple[Any, Any]:
+def stock_prediction(
+    finished: Finished, ct: NDArray[np.int16], folder: Path, layout: torch.memory_format
+) -> tuple[Any, Any]:
     """What nnU-Net makes of the same model folder, from file to file: labels and P(node), RAS order."""
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
@@ -177,6 +193,7 @@ def stock_prediction(finished: Finished, ct: NDArray[np.int16], folder: Path) ->
         warnings.simplefilter("ignore")
         predictor = nnUNetPredictor(use_mirroring=True, device=torch.device("cpu"), allow_tqdm=False)
         predictor.initialize_from_trained_model_folder(str(finished.made.path), (0,))
+        predictor.network.to(memory_format=layout)
         predictor.predict_from_files_sequential(
             [[str(folder / "in" / "x_0000.nii.gz")]], [str(folder / "out" / "x")], save_probabilities=True
         )
@@ -186,8 +203,8 @@ def stock_prediction(finished: Finished, ct: NDArray[np.int16], folder: Path) ->
 
 def test_prediction_equals_stock_nnunet(finished: Finished, tmp_path: Path) -> None:
     ct, _ = blobs(9)
-    stock_labels, stock_probability = stock_prediction(finished, ct, tmp_path)
-    predictor = Predictor(finished.made, "cpu", full_precision=True)
+    stock_labels, stock_probability = stock_prediction(finished, ct, tmp_path, torch.channels_last_3d)
+    predictor = Predictor(finished.made, "cpu", "float32")
     labels, probability = predictor.predict_probabilities(Volume(ct, GRID, GRID))
     assert labels.grid is GRID and labels.array.dtype == np.uint8
     assert labels.grid.distance_mm(stock_labels.grid) < 1e-3
@@ -197,14 +214,27 @@ def test_prediction_equals_stock_nnunet(finished: Finished, tmp_path: Path) -> N
     np.testing.assert_array_equal(predictor.predict(Volume(ct, GRID, GRID)).array, labels.array)
 
 
+def test_the_layout_of_the_network_changes_next_to_nothing(finished: Finished, tmp_path: Path) -> None:
+    ct, _ = blobs(9)
+    labels, expected = stock_prediction(finished, ct, tmp_path, torch.contiguous_format)
+    got = Predictor(finished.made, "cpu", "float32").predict_probabilities(Volume(ct, GRID, GRID))
+    np.testing.assert_array_equal(got[0].array, labels.array)
+    # nnU-Net sums logits in half precision: a rounding that falls otherwise is a step of it
+    np.testing.assert_allclose(got[1].array, expected, atol=2e-3)
+
+
 def test_bf16_changes_next_to_nothing(finished: Finished) -> None:
     ct, _ = blobs(9)
-    exact = Predictor(finished.made, "cpu", full_precision=True)
+    exact = Predictor(finished.made, "cpu", "float32")
     _, expected = exact.predict_probabilities(Volume(ct, GRID, GRID))
-    _, got = Predictor(finished.made, "cpu").predict_probabilities(Volume(ct, GRID, GRID))
+    _, got = Predictor(finished.made, "cpu", "bf16").predict_probabilities(Volume(ct, GRID, GRID))
     assert not np.array_equal(got.array, expected.array)
     # in the corners nnU-Net's half-precision weights leave steps of whole logits, in either arithmetic
     assert np.abs(got.array - expected.array).mean() < 0.005
+
+
+def test_predictor_takes_what_the_machine_is_good_at(finished: Finished) -> None:
+    assert Predictor(finished.made, "cpu").arithmetic == arithmetic.choose().arithmetic
 
 
 def test_scaled_crop_is_refused(finished: Finished) -> None:

@@ -1,0 +1,125 @@
+"""bf16 where the CPU gains by it, float32 everywhere else."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+
+from retroln.nnunet.arithmetic import Asked, ThisCpu, Timing, autocast, choose, of_network
+
+AVX2_ALONE = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
+FASTER, SLOWER = Timing(float32_s=0.010, bf16_s=0.004), Timing(float32_s=0.010, bf16_s=1.0)
+
+
+@dataclass
+class Cpu:
+    """A CPU that is asked as `ThisCpu` is, and counts how often it is timed."""
+
+    says_bf16: bool
+    timing: Timing
+    name: str = "a CPU"
+    timed: list[str] = field(default_factory=list)
+
+    def has_bf16(self) -> bool:
+        return self.says_bf16
+
+    def identity(self) -> dict[str, Any]:
+        return {"cpu": self.name}
+
+    def measure(self) -> Timing:
+        self.timed.append(self.name)
+        return self.timing
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path
+
+
+def test_cpu_without_bf16_takes_float32_and_is_not_even_timed() -> None:
+    cpu = Cpu(says_bf16=False, timing=FASTER)
+    assert choose("auto", cpu).arithmetic == "float32"
+    assert cpu.timed == []
+
+
+def test_cpu_whose_flags_lie_takes_float32() -> None:
+    choice = choose("auto", Cpu(says_bf16=True, timing=SLOWER))
+    assert choice.arithmetic == "float32"
+    assert choice.why == "a convolution takes 1000.0 ms in bf16, 10.0 ms in float32"
+
+
+def test_bf16_that_gains_nothing_worth_it_is_not_taken() -> None:
+    even = Timing(float32_s=0.010, bf16_s=0.0095)
+    assert choose("auto", Cpu(says_bf16=True, timing=even)).arithmetic == "float32"
+
+
+def test_bf16_is_taken_where_it_is_faster() -> None:
+    assert choose("auto", Cpu(says_bf16=True, timing=FASTER)).arithmetic == "bf16"
+
+
+@pytest.mark.parametrize("asked", ["float32", "bf16"])
+def test_a_persons_wish_holds_whatever_the_cpu_can(asked: Asked) -> None:
+    for cpu in (Cpu(says_bf16=False, timing=SLOWER), Cpu(says_bf16=True, timing=FASTER)):
+        assert choose(asked, cpu).arithmetic == asked
+        assert cpu.timed == []
+
+
+def test_a_machine_is_timed_once_and_another_for_itself() -> None:
+    one, other = Cpu(True, FASTER), Cpu(True, SLOWER, name="another CPU")
+    assert [choose("auto", one).arithmetic for _ in range(3)] == ["bf16"] * 3
+    assert choose("auto", other).arithmetic == "float32"
+    assert one.timed + other.timed == ["a CPU", "another CPU"]
+
+
+def test_a_cache_that_cannot_be_written_or_read_costs_a_timing_and_no_more(cache: Path) -> None:
+    (cache / "retroln").write_text("a file where a folder should be")
+    cpu = Cpu(True, FASTER)
+    assert [choose("auto", cpu).arithmetic for _ in range(2)] == ["bf16"] * 2
+    assert len(cpu.timed) == 2
+
+
+def test_a_damaged_cache_is_measured_again(cache: Path) -> None:
+    cpu = Cpu(True, FASTER)
+    choose("auto", cpu)
+    (kept,) = cache.rglob("*.json")
+    kept.write_text('{"float32_s": 1')
+    assert choose("auto", cpu).arithmetic == "bf16"
+    assert len(cpu.timed) == 2
+
+
+def test_this_cpu_is_timed_in_both() -> None:
+    timing = ThisCpu().measure()
+    assert timing.float32_s > 0 and timing.bf16_s > 0
+
+
+@pytest.mark.parametrize("call", ["choose().arithmetic", "of_network('demo', 'cpu')"])
+def test_a_machine_with_avx2_alone_never_takes_bf16(call: str) -> None:
+    program = f"from retroln.nnunet.arithmetic import *; print({call})"
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(
+        command, env={**os.environ, **AVX2_ALONE}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "float32"
+
+
+def test_published_networks_stay_in_float32_and_gpus_keep_nnunets_own() -> None:
+    assert of_network("reference", "cpu") == "float32"
+    assert of_network("reference", "cpu", "bf16") == "bf16"
+    assert of_network("demo", "cuda", "bf16") == "float16"
+
+
+@pytest.mark.parametrize(("arithmetic", "dtype"), [("bf16", "torch.bfloat16"), ("float32", "torch.float32")])
+def test_a_network_computes_in_what_was_chosen(arithmetic: str, dtype: str) -> None:
+    import torch
+
+    with autocast(arithmetic):
+        assert str((torch.ones(2, 2) @ torch.ones(2, 2)).dtype) == dtype
