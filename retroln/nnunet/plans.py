@@ -32,11 +32,14 @@ _REFERENCE_INTENSITY = {
     "percentile_99_5": 0.8486,
 }
 
-_DEMO_PATCH_LIMIT = (32, 64, 64)
-# Most of a CPU's time goes into the finest stage, so it gets one convolution and few features.
-_DEMO_FEATURES = (8, 32, 64, 128)
-_DEMO_CONVS = (1, 2, 2, 2)
-_DEMO_BATCH = 2
+# A node and what is about it; a larger patch shows fewer nodes for the same arithmetic.
+_DEMO_PATCH_LIMIT = (24, 40, 40)
+# Most of a CPU's time goes into the finest stages, so they get flat kernels, few features, one convolution.
+_DEMO_FEATURES = (8, 24, 64, 128)
+_DEMO_CONVS = (1, 1, 2, 2)
+_DEMO_CONVS_DECODER = (1, 1, 1)
+_DEMO_FINEST_KERNEL = (1, 3, 3)
+_DEMO_BATCH = 6
 _DEMO_FINGERPRINT_VOXELS = 1e6  # nnU-Net's 1e8 sampled voxels take minutes and say nothing more here
 
 
@@ -131,8 +134,12 @@ def resampling() -> dict[str, Any]:
     return {**functions, **arguments}
 
 
-def architecture(features: Any, strides: Any, kernels: Any, convs: Any) -> dict[str, Any]:
-    """A plan's PlainConvUNet. `convs` per stage, finest first; the decoder has as many as the encoder."""
+def architecture(
+    features: Any, strides: Any, kernels: Any, convs: Any, convs_decoder: Any = None
+) -> dict[str, Any]:
+    """A plan's PlainConvUNet. `convs` per stage, finest first; `convs_decoder` coarsest first, by default
+    as many as in the encoder.
+    """
     stages = len(features)
     return {
         "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
@@ -143,7 +150,7 @@ def architecture(features: Any, strides: Any, kernels: Any, convs: Any) -> dict[
             "kernel_sizes": [list(kernel) for kernel in kernels],
             "strides": [list(stride) for stride in strides],
             "n_conv_per_stage": list(convs),
-            "n_conv_per_stage_decoder": list(convs[-2::-1]),
+            "n_conv_per_stage_decoder": list(convs_decoder or convs[-2::-1]),
             "conv_bias": True,
             "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
             "norm_op_kwargs": {"eps": 1e-5, "affine": True},
@@ -171,7 +178,11 @@ def _demo() -> dict[str, Any]:
     configuration["batch_size"] = _DEMO_BATCH
     configuration["batch_dice"] = True
     configuration["architecture"] = architecture(
-        _DEMO_FEATURES[:stages], strides[:stages], kernels[:stages], _DEMO_CONVS[:stages]
+        _DEMO_FEATURES[:stages],
+        strides[:stages],
+        [_DEMO_FINEST_KERNEL, *kernels[1:stages]],
+        _DEMO_CONVS[:stages],
+        _DEMO_CONVS_DECODER[: stages - 1],
     )
     plans["configurations"] = {CONFIGURATION: configuration}
     return plans

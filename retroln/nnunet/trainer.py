@@ -13,18 +13,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from numpy.typing import NDArray
 
 from retroln.files import atomic_path, sha256_file
 from retroln.nnunet import checkpoint
 from retroln.nnunet.arithmetic import autocast
 from retroln.nnunet.bundle import CHECKPOINT
 from retroln.nnunet.checkpoint import EPOCHS_FILE, INTERRUPTED, LATEST
+from retroln.nnunet.patches import LabelledCrop, Patches
 from retroln.nnunet.plans import PROFILE_KEY
 from retroln.settings import TrainSpec
 
-_DEMO_LR, _DEMO_WEIGHT_DECAY = 2e-3, 1e-2
+_DEMO_LR, _DEMO_WEIGHT_DECAY = 1.5e-2, 1e-2
+_WARM_UP = 0.1  # of all iterations
+_NODE_SHARE = 0.02  # what the untrained network says everywhere: about the share of node voxels
 _LEFT_RIGHT = (2,)  # array axes are z, y, x
 
 
@@ -33,9 +39,9 @@ class RetroLNTrainer(nnUNetTrainer):  # type: ignore[misc]
 
     Both keep nnU-Net's loss (Dice + cross-entropy, deep supervision) and polynomial decay.
     `reference` is stock: SGD with Nesterov momentum 0.99 from 0.01, weight decay 3e-5, augmentation,
-    mirroring on axes 0, 1, 2. `demo` takes AdamW from 0.002 (in 300 steps it learns what SGD has not
-    begun to), and mirrors left-right, in training and in inference. On a CPU a network is laid out
-    channels-last and computes in `arithmetic`.
+    mirroring on axes 0, 1, 2. `demo` takes AdamW up to 0.015 with a warm-up (in 300 steps it learns what SGD
+    has not begun to), patches that follow its mistakes (`retroln.nnunet.patches`), and left-right mirroring
+    in training and in inference. On a CPU a network is laid out channels-last and computes in `arithmetic`.
     """
 
     network: Any
@@ -54,9 +60,12 @@ class RetroLNTrainer(nnUNetTrainer):  # type: ignore[misc]
         self.oversample_foreground_percent = 0.5
         self.save_every = 1 if self.is_demo else 10
         self.may_go_on: Callable[[], bool] = lambda: True
+        self._seed, self._step = 0, 0
+        self._said: Any = None
 
     def apply(self, spec: TrainSpec) -> None:
-        """Take the budget from the spec, before training starts."""
+        """Take budget and seed from the spec, before training starts."""
+        self._seed = spec.seed
         self.num_epochs = spec.epochs
         self.num_iterations_per_epoch = spec.iterations
         self.num_val_iterations_per_epoch = spec.validation_iterations
@@ -69,6 +78,9 @@ class RetroLNTrainer(nnUNetTrainer):  # type: ignore[misc]
     def initialize(self) -> None:
         """Build network, optimiser and loss."""
         super().initialize()
+        if self.is_demo:
+            self._expect_few_nodes()
+            self.network.register_forward_hook(self._listen)
         if self.device.type == "cpu":
             self.network = self.network.to(memory_format=torch.channels_last_3d)
 
@@ -82,6 +94,15 @@ class RetroLNTrainer(nnUNetTrainer):  # type: ignore[misc]
         optimizer = torch.optim.AdamW(self.network.parameters(), _DEMO_LR, weight_decay=_DEMO_WEIGHT_DECAY)
         return optimizer, PolyLRScheduler(optimizer, _DEMO_LR, self.num_epochs)
 
+    def _expect_few_nodes(self) -> None:
+        """Start from the share of node voxels, not from one half: that takes hundreds of steps to unlearn."""
+        for layer in self.network.decoder.seg_layers:
+            with torch.no_grad():
+                layer.bias.copy_(torch.tensor([0.0, math.log(_NODE_SHARE / (1 - _NODE_SHARE))]))
+
+    def _listen(self, _: Any, __: Any, outputs: Any) -> None:
+        self._said = (outputs[0] if isinstance(outputs, (list, tuple)) else outputs).detach()
+
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> Any:
         """nnU-Net's choice; the demo mirrors left-right and neither rotates nor scales."""
         rotation, dummy_2d, initial_patch, axes = (
@@ -93,18 +114,31 @@ class RetroLNTrainer(nnUNetTrainer):  # type: ignore[misc]
         return rotation, False, self.configuration_manager.patch_size, _LEFT_RIGHT
 
     def get_dataloaders(self) -> Any:
-        """The stock loaders; the demo swaps in its light augmentation."""
-        if self.is_demo:
-            self.get_training_transforms = self._light_transforms
-        return super().get_dataloaders()
+        """The stock loaders; the demo has patches that follow its mistakes, from crops kept in memory."""
+        if not self.is_demo:
+            return super().get_dataloaders()
+        self.dataset_class = infer_dataset_class(self.preprocessed_dataset_folder)
+        return tuple(self._patches(dataset, n) for n, dataset in enumerate(self.get_tr_and_val_datasets()))
 
-    def _light_transforms(self, *args: Any, **kwargs: Any) -> Any:
-        """Mirroring alone before what validation does: rotation costs more here than the network."""
-        from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
-        from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+    def _patches(self, dataset: Any, stream: int) -> Patches:
+        loaded = (dataset.load_case(name) for name in dataset.identifiers)
+        crops = [LabelledCrop.of(image[:][0], mask[:][0]) for image, mask, *_ in loaded]
+        plan = self.configuration_manager
+        rng = np.random.default_rng([self._seed, self.current_epoch, stream])
+        scales = self._get_deep_supervision_scales()
+        return Patches(crops, tuple(plan.patch_size), plan.batch_size, scales, rng)
 
-        stock = self.get_validation_transforms(args[2])
-        return ComposeTransforms([MirrorTransform(allowed_axes=_LEFT_RIGHT), *stock.transforms])
+    def on_train_epoch_start(self) -> None:
+        """As nnU-Net; the demo's learning rate then changes with every iteration."""
+        super().on_train_epoch_start()
+        self._step = self.current_epoch * self.num_iterations_per_epoch
+
+    def _set_pace(self) -> None:
+        """Linear warm-up, then nnU-Net's polynomial decay."""
+        share = self._step / (self.num_epochs * self.num_iterations_per_epoch)
+        self._step += 1
+        for group in self.optimizer.param_groups:
+            group["lr"] = _DEMO_LR * min(1.0, (share + 1e-3) / _WARM_UP) * (1 - share) ** 0.9
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """One step of the stock trainer, on a CPU in `arithmetic`.
@@ -113,8 +147,13 @@ class RetroLNTrainer(nnUNetTrainer):  # type: ignore[misc]
             SystemExit: training may not go on; what it has is saved, and the status is `INTERRUPTED`.
         """
         self._leave_if_told()
+        if self.is_demo:
+            self._set_pace()
         with self._laid_out(batch):
-            return dict(super().train_step(batch))
+            taken = dict(super().train_step(batch))
+        if self.is_demo:
+            self.dataloader_train.learn(_probability(self._said))
+        return taken
 
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """One validation batch, in the same arithmetic as training; `SystemExit` as in `train_step`."""
@@ -204,6 +243,13 @@ class RetroLNTrainer(nnUNetTrainer):  # type: ignore[misc]
 
     def plot_network_architecture(self) -> None:
         """Nothing: it wants a package that no longer works."""
+
+
+def _probability(logits: torch.Tensor) -> NDArray[np.float32]:
+    """P(node) from the two logits, shape (b, z, y, x)."""
+    two = logits.float()
+    probability: NDArray[np.float32] = torch.sigmoid(two[:, 1] - two[:, 0]).cpu().numpy()
+    return probability
 
 
 def _is_sayable(value: Any) -> bool:
