@@ -7,20 +7,25 @@ nothing; its cases are found missing there and given out again.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from hashlib import sha256
+from itertools import islice
 from typing import Annotated, Any, cast
+from uuid import UUID
 
-from prefect import flow, runtime
+from prefect import flow, runtime, tags
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import run_deployment
+from prefect.exceptions import ObjectNotFound
 from prefect.logging import get_run_logger
 from prefect.states import Cancelling
 from pydantic import Field
 
 from flows.sweep import start_again_if_stuck
+from retroln.cli.heartbeat import TAG
 from retroln.settings import Settings
 from retroln.steps.runs import Backlog, Run
 from retroln.steps.workspace import open_workspace
@@ -29,10 +34,11 @@ from tasks.stages import owner_of
 
 _ROUNDS = 3  # a shard that dies again and again has a case that kills workers
 _POLL_S = 2.0
+_OPEN = 64  # shards; more than a site has workers, so that none waits for work, and one question shows all
 
 Shard = tuple[int, ...]
 Size = Annotated[int, Field(ge=0)]
-"""Cases per shard; 0 takes the setting."""
+"""Cases per shard; 0 takes the setting of the stage."""
 
 
 def fan_out(run: Run, backlog: Backlog, *, task: Any, stage: str, size: int, dask_address: str = "") -> None:
@@ -66,8 +72,8 @@ def _on_workers(run: Run, left: Sequence[int], stage: str, size: int, progress: 
             return
         if attempt:
             get_run_logger().warning("%s cases were left by workers that died; given out again", len(missing))
-        children = [_start(run, stage, shard, attempt) for shard in shards(missing, size)]
-        wait_for(children, run.settings, lambda: progress.reach(run.reported()))
+        begun = (_start(run, stage, shard, attempt) for shard in shards(missing, size))
+        children = wait_for(begun, run.settings, lambda: progress.reach(run.reported()))
         for child in children:  # a worker that died kept its claims
             catalog.release_all(owner_of(child.id))
 
@@ -92,39 +98,72 @@ def start(deployment: str, parameters: dict[str, Any], name: str, key: str) -> F
 
 
 def wait_for(
-    children: Sequence[FlowRun], settings: Settings, tell: Callable[[], None] = lambda: None
+    children: Iterable[FlowRun], settings: Settings, tell: Callable[[], None] = lambda: None
 ) -> list[FlowRun]:
-    """Return the children when all have ended; if this run is ended first, they are cancelled."""
+    """Return the children, in their order, when all have ended; if this run ends first, they are cancelled.
+
+    Args:
+        children: drawn as places come free, at most `_OPEN` of them being open, so an iterator that starts
+            each when it is drawn starts no more than that at a time.
+        tell: called at every look at them.
+    """
+    coming, order = iter(children), list[UUID]()
+    present: dict[UUID, FlowRun] = {}
+    ended: dict[UUID, FlowRun] = {}
     with get_client(sync_client=True) as client:
         try:
-            return [_ended(client, child, settings, tell) for child in children]
+            while True:
+                for child in islice(coming, _OPEN - len(present)):
+                    order.append(child.id)
+                    present[child.id] = child
+                if not present:
+                    return [ended[identifier] for identifier in order]
+                over = _ended(client, present, settings)
+                tell()
+                for child in over:
+                    ended[child.id] = child
+                    del present[child.id]
+                if not over:
+                    time.sleep(_POLL_S)
         except BaseException:
-            with suppress(Exception):  # why this run ends matters more
-                _cancel(client, children)
+            _cancel(client, present)
             raise
 
 
-def _ended(
-    client: SyncPrefectClient, child: FlowRun, settings: Settings, tell: Callable[[], None]
-) -> FlowRun:
-    while True:
-        present = client.read_flow_run(child.id)
-        tell()
-        if present.state and present.state.is_final():
-            return present
-        start_again_if_stuck(client, present, settings)
-        time.sleep(_POLL_S)
+def _ended(client: SyncPrefectClient, children: Mapping[UUID, FlowRun], settings: Settings) -> list[FlowRun]:
+    """Those that have ended, as they are now; one that somebody deleted has, and is as it was."""
+    wanted = FlowRunFilter(id=FlowRunFilterId(any_=list(children)))
+    seen = {run.id: run for run in client.read_flow_runs(flow_run_filter=wanted)}
+    over = []
+    for identifier, child in children.items():
+        run = seen.get(identifier) or _read(client, identifier)
+        if run is None or (run.state and run.state.is_final()):
+            over.append(run or child)
+        else:
+            start_again_if_stuck(client, run, settings)
+    return over
 
 
-def _cancel(client: SyncPrefectClient, children: Sequence[FlowRun]) -> None:
+def _read(client: SyncPrefectClient, identifier: UUID) -> FlowRun | None:
+    try:
+        return client.read_flow_run(identifier)
+    except ObjectNotFound:
+        return None
+
+
+def _cancel(client: SyncPrefectClient, children: Iterable[UUID]) -> None:
     for child in children:
-        state = client.read_flow_run(child.id).state
-        if state and not state.is_final():
-            client.set_flow_run_state(child.id, Cancelling(message="its parent was ended"))
+        with suppress(Exception):  # why this run ends matters more, and the next child may be reached
+            state = client.read_flow_run(child).state
+            if state and not state.is_final():
+                client.set_flow_run_state(child, Cancelling(message="its parent was ended"))
 
 
 def _on_dask(run: Run, task: Any, pieces: Sequence[Shard], address: str) -> None:
-    """Dask's workers read their own settings: none travel with the task."""
+    """Dask's workers read their own settings: none travel with the task.
+
+    All shards are submitted at once: what waits is a line in Dask's scheduler, and Prefect has no row of it.
+    """
     from prefect_dask.task_runners import DaskTaskRunner
 
     runner: Any = DaskTaskRunner(address=address)
@@ -135,4 +174,5 @@ def _on_dask(run: Run, task: Any, pieces: Sequence[Shard], address: str) -> None
         for future in futures:
             future.wait()
 
-    on_dask()
+    with tags(TAG):  # a run of its own, which does not have this one's tags
+        on_dask()

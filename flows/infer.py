@@ -22,7 +22,7 @@ def infer(shard_size: Size = 0, dask_address: str = "") -> State[Accounting]:
     """Label maps on the delivered grid, nodes and case pages for new CT; scans trained on are skipped.
 
     Args:
-        shard_size: Cases per shard; 0 takes RETROLN_SHARD_SIZE.
+        shard_size: Cases per shard; 0 takes RETROLN_NETWORK_SHARD_SIZE.
         dask_address: Address of a Dask scheduler, e.g. tcp://dask:8786; empty uses the work pool.
     """
     settings = settings_in_use()
@@ -31,7 +31,7 @@ def infer(shard_size: Size = 0, dask_address: str = "") -> State[Accounting]:
     except NotFoundError as error:
         rename("infer: nothing is promoted yet")
         return Completed(name="NothingPromoted", message=str(error))
-    size = shard_size or settings.shard_size
+    size = shard_size or settings.network_shard_size
     with begin(settings, "infer", {"model": model.name, "version": model.version}) as run:
         backlog = step.backlog(settings, model)
         fan_out(run, backlog, task=stages.infer_shard, stage="infer", size=size, dask_address=dask_address)

@@ -9,6 +9,7 @@ from flows.accounting import DAY_S, begin, settle
 from flows.fan_out import Size, fan_out
 from flows.shard import told
 from retroln.catalog.accounting import Accounting
+from retroln.settings import Settings
 from retroln.steps import prepare as step
 from tasks import stages
 from tasks.held import show_held
@@ -20,12 +21,13 @@ def prepare(shard_size: Size = 0, again: bool = False, dask_address: str = "") -
     """Crop every ingested scan to the region referenced to L2; doubtful landmarks wait for a person.
 
     Args:
-        shard_size: Cases per shard; 0 takes RETROLN_SHARD_SIZE.
+        shard_size: Cases per shard; 0 takes RETROLN_SHARD_SIZE, or with landmarks by TotalSegmentator
+            RETROLN_NETWORK_SHARD_SIZE.
         again: Also cut anew what was cut by another region than the present one.
         dask_address: Address of a Dask scheduler, e.g. tcp://dask:8786; empty uses the work pool.
     """
     settings = settings_in_use()
-    size = shard_size or settings.shard_size
+    size = shard_size or _usual_size(settings)
     with begin(settings, "prepare", {"roi": settings.roi.model_dump(), "again": again}) as run:
         if again:
             step.reopen(settings)
@@ -35,6 +37,10 @@ def prepare(shard_size: Size = 0, again: bool = False, dask_address: str = "") -
         )
         show_held(settings, run.run_id)
         return settle(run, "prepare", backlog)
+
+
+def _usual_size(settings: Settings) -> int:
+    return settings.shard_size if settings.landmarks == "delivered" else settings.network_shard_size
 
 
 @flow(name="prepare-shard", timeout_seconds=DAY_S)

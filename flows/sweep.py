@@ -1,7 +1,7 @@
 """Sweep: no run stays open or pending for ever, no claim outlives its worker, no metric waits undelivered.
 
 Prefect's automation catches runs whose heartbeat stopped. This catches those that never had one, those
-that run for too long, and the catalog's own records of both.
+that run for too long, and the catalog's own records of both. Runs without RetroLN's tag are somebody else's.
 """
 
 from __future__ import annotations
@@ -14,17 +14,19 @@ from prefect import runtime
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.events.filters import EventFilter
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Crashed, Scheduled
 
+from retroln.cli.heartbeat import TAG, UNSET_S, heartbeat_s, silence_s
 from retroln.settings import Settings
 from retroln.steps.runs import Run
 from retroln.steps.workspace import open_workspace
 from retroln.tracking.runs import replay_waiting
 from tasks.stages import OWNER
 
-_SILENT_AFTER = timedelta(minutes=5)
+_SILENT_S = 300  # at least: the automation comes first
 
 
 def sweep(settings: Settings) -> list[str]:
@@ -38,16 +40,26 @@ def sweep(settings: Settings) -> list[str]:
 
 
 def _close_flow_runs(client: SyncPrefectClient, settings: Settings) -> list[str]:
-    """Deployed runs that say Running and are over-age, or without any sign of life for minutes."""
-    present = FlowRunFilter.model_validate({"state": {"type": {"any_": ["RUNNING", "PENDING"]}}})
+    """Our deployed runs that say Running and are over-age, or without any sign of life for minutes."""
     remarks = []
-    for run in client.read_flow_runs(flow_run_filter=present, limit=200):
+    for run in _present(client):
         if start_again_if_stuck(client, run, settings):
             remarks.append(f"{run.name} is given to another worker: the one that took it did not start it")
         elif why := _dead(client, run, settings):
             client.set_flow_run_state(run.id, Crashed(message=why), force=True)
             remarks.append(f"{run.name} is closed: {why}")
     return remarks
+
+
+def _present(client: SyncPrefectClient) -> list[FlowRun]:
+    """Every run of ours that runs or is about to, read to the end before any changes its state."""
+    ours = FlowRunFilter.model_validate(
+        {"state": {"type": {"any_": ["RUNNING", "PENDING"]}}, "tags": {"all_": [TAG]}}
+    )
+    found: list[FlowRun] = []
+    while page := client.read_flow_runs(flow_run_filter=ours, sort=FlowRunSort.ID_DESC, offset=len(found)):
+        found += page
+    return found
 
 
 def start_again_if_stuck(client: SyncPrefectClient, run: FlowRun, settings: Settings) -> bool:
@@ -69,13 +81,23 @@ def _dead(client: SyncPrefectClient, run: FlowRun, settings: Settings) -> str | 
     now = datetime.now(UTC)
     if now - run.start_time > timedelta(hours=settings.max_run_h):
         return f"it ran for more than {settings.max_run_h:g} h"
-    since = now - _SILENT_AFTER
-    if run.state.timestamp > since or _heartbeats(client, run.id, since):
+    silent_s = _silence_s(client, run.deployment_id)
+    since = now - timedelta(seconds=silent_s)
+    if run.state.timestamp > since or _has_heartbeat(client, run.id, since):
         return None
-    return f"no sign of life for {_SILENT_AFTER.seconds // 60} minutes: its process is gone"
+    return f"no sign of life for {silent_s} s: its process is gone"
 
 
-def _heartbeats(client: SyncPrefectClient, flow_run_id: UUID, since: datetime) -> int:
+def _silence_s(client: SyncPrefectClient, deployment_id: UUID) -> int:
+    """How long runs of a deployment may be silent: minutes, or longer if their heartbeat is that slow."""
+    try:
+        beat = heartbeat_s(client.read_deployment(deployment_id).job_variables)
+    except ObjectNotFound:  # deleted under the run
+        beat = None
+    return max(_SILENT_S, silence_s(beat or UNSET_S))
+
+
+def _has_heartbeat(client: SyncPrefectClient, flow_run_id: UUID, since: datetime) -> bool:
     wanted = EventFilter.model_validate(
         {
             "occurred": {"since": since},
@@ -83,7 +105,7 @@ def _heartbeats(client: SyncPrefectClient, flow_run_id: UUID, since: datetime) -
             "resource": {"id": [f"prefect.flow-run.{flow_run_id}"]},
         }
     )
-    return len(client.read_events(wanted, limit=1).events)
+    return bool(client.read_events(wanted, limit=1).events)
 
 
 def _close_catalog_runs(client: SyncPrefectClient, settings: Settings) -> list[str]:

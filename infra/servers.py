@@ -1,4 +1,4 @@
-"""Real servers as child processes: SeaweedFS for S3, PostgreSQL for the catalog and MLflow.
+"""Real servers as child processes: SeaweedFS for S3, PostgreSQL for the catalog and MLflow, and Prefect's.
 
 Each listens on 127.0.0.1 alone, on free ports, with random secrets kept in its folder, so the same
 folder started again is the same server. It stops with its `with` block.
@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -20,8 +21,10 @@ from typing import Any
 from infra import postgres, seaweedfs
 from infra.ports import free_ports
 from infra.seaweedfs import S3Server
+from infra.stack.health import answers
+from infra.stack.plan import TELEMETRY_OFF
 
-_START_S = 60
+_START_S = 180  # Prefect makes its tables by a hundred migrations; who ends at once is seen at once
 _STOP_S = 5
 _ALL = ("Admin", "Read", "Write", "List", "Tagging")
 
@@ -59,6 +62,26 @@ def start_postgres(folder: Path | None = None, *, durable: bool = True) -> Itera
     with _running(command, log, signal.SIGINT, cwd="/", **postgres.step_down()) as process:
         _wait_until(lambda: postgres.is_ready(port), process, log)
         yield f"postgresql+psycopg://app:{password}@127.0.0.1:{port}/app"
+
+
+@contextmanager
+def start_prefect(folder: Path) -> Iterator[str]:
+    """Run Prefect's server, with all its services, on SQLite in `folder`; yields the address of its API."""
+    url = f"http://127.0.0.1:{free_ports(1)}"
+    environment = {
+        **os.environ,
+        **TELEMETRY_OFF,
+        "PREFECT_HOME": str(folder),
+        "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{folder}/prefect.db",
+        "PREFECT_SERVER_API_HOST": "127.0.0.1",
+        "PREFECT_SERVER_API_PORT": url.rpartition(":")[2],
+        "PREFECT_API_URL": f"{url}/api",
+    }
+    command = [str(Path(sys.executable).with_name("prefect")), "server", "start"]
+    log = folder / "server.log"
+    with _running(command, log, signal.SIGTERM, env=environment) as process:
+        _wait_until(lambda: answers(f"{url}/api/health"), process, log)
+        yield f"{url}/api"
 
 
 def make_database(url: str, name: str) -> str:

@@ -181,7 +181,10 @@ class Settings(BaseSettings):
         description="of networks on a CPU: auto takes bf16 for the demo's where the CPU is faster in it",
     )
     processes: int = Field(2, ge=1, description="processes per shard")
-    shard_size: int = Field(25, ge=1, description="cases per shard")
+    shard_size: int = Field(200, ge=1, description="cases per shard where none takes more than seconds")
+    network_shard_size: int = Field(
+        25, ge=1, description="cases per shard where a network looks at each: infer, landmarks by totalseg"
+    )
     fan_out: Literal["here", "workers"] = Field(
         "here", description="run shards in this process, or each as a flow run on the work pool"
     )

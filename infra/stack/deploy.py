@@ -13,12 +13,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from retroln.cli.heartbeat import FAILING, OVER_AGE, TAG, VARIABLE, ZOMBIE, heartbeat_s, of_ours, silence_s
 from retroln.settings import Settings
 
 QUEUES = {"cpu-pool": ("flows", "shards"), "gpu-pool": ("inference", "training")}
-ZOMBIE = "retroln: crash runs whose heartbeat stopped"
-FAILING = "retroln: tell about failing runs"
-OVER_AGE = "retroln: tell about over-age runs"
 # events carry a state's name, which says more than its type in RetroLN's flows
 _ENDS = (
     "Completed",
@@ -35,20 +33,43 @@ _BLOCK = "retroln-notify"
 
 
 def deploy(settings: Settings, pool_type: str = "process") -> None:
-    """Make pools and queues, automations, and every deployment of prefect.yaml."""
+    """Make pools and queues, automations, and every deployment of prefect.yaml.
+
+    Raises:
+        RuntimeError: prefect.yaml has a deployment whose runs could not be watched, or Prefect takes it not.
+    """
     from prefect.client.orchestration import get_client
 
+    heartbeat = slowest_heartbeat_s(Path("prefect.yaml"))
     with get_client(sync_client=True) as client:
         for pool, queues in QUEUES.items():
             _ensure_pool(client, pool, pool_type)
             for priority, queue in enumerate(queues, start=1):
                 _ensure_queue(client, pool, queue, priority)
-    _automations(settings)
+    make_automations(settings, silence_s(heartbeat))
     environment = {"RETROLN_HOME": str(Path.cwd()), **os.environ}
     command = [str(Path(sys.executable).with_name("prefect")), "--no-prompt", "deploy", "--all"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"prefect deploy --all failed: {done.stdout[-2000:]}{done.stderr[-2000:]}")
+
+
+def slowest_heartbeat_s(path: Path) -> int:
+    """The slowest heartbeat of the deployments of a prefect.yaml.
+
+    Raises:
+        RuntimeError: one has no tag or no heartbeat: its runs would be nobody's, or be taken for dead.
+    """
+    import yaml
+
+    deployments = yaml.safe_load(path.read_text())["deployments"]
+    beats = {}
+    for entry in deployments:
+        beat = heartbeat_s(entry["work_pool"].get("job_variables"))
+        if beat is None or TAG not in entry.get("tags", ()):
+            raise RuntimeError(f"{path}: {entry['name']} lacks tag {TAG} or {VARIABLE} in its job_variables")
+        beats[entry["name"]] = beat
+    return max(beats.values())
 
 
 def _ensure_pool(client: Any, name: str, kind: str) -> None:
@@ -69,10 +90,11 @@ def _template(kind: str) -> dict[str, Any]:
 
 
 def _ensure_queue(client: Any, pool: str, queue: str, priority: int) -> None:
-    found = client.request(
-        "POST", "/work_pools/{work_pool_name}/queues/filter", path_params={"work_pool_name": pool}, json={}
-    ).json()
-    if queue not in {entry["name"] for entry in found}:
+    from prefect.exceptions import ObjectNotFound
+
+    try:
+        client.read_work_queue_by_name(queue, work_pool_name=pool)
+    except ObjectNotFound:
         client.request(
             "POST",
             "/work_pools/{work_pool_name}/queues",
@@ -81,15 +103,17 @@ def _ensure_queue(client: Any, pool: str, queue: str, priority: int) -> None:
         )
 
 
-def _automations(settings: Settings) -> None:
-    """Runs that die unseen become Crashed; failing and over-age runs notify when there is an address."""
+def make_automations(settings: Settings, silent_s: int) -> None:
+    """Runs that die unseen become Crashed; failing and over-age runs notify when there is an address.
+
+    All of them see runs with `TAG` alone: the server may be shared, and others' runs are not ours to end.
+    """
     from prefect.automations import Automation
     from prefect.events.actions import ChangeFlowRunState, DoNothing
     from prefect.events.schemas.automations import EventTrigger, Posture
     from prefect.states import StateType
 
-    every_run = {"prefect.resource.id": "prefect.flow-run.*"}
-    silent_s = int(os.environ.get("RETROLN_STACK_SILENT_S", "90"))  # three heartbeats
+    our_runs: Any = {"match": {"prefect.resource.id": "prefect.flow-run.*"}, "match_related": of_ours()}
     notify = _notify_action(settings) or DoNothing()
     for automation in (
         Automation(
@@ -98,7 +122,7 @@ def _automations(settings: Settings) -> None:
             trigger=EventTrigger(
                 after={"prefect.flow-run.heartbeat"},
                 expect={"prefect.flow-run.*"},  # any sign of life, suspension included
-                match=every_run,
+                **our_runs,
                 for_each={"prefect.resource.id"},
                 posture=Posture.Proactive,
                 threshold=1,
@@ -115,7 +139,7 @@ def _automations(settings: Settings) -> None:
             description="A run ended Failed or Crashed.",
             trigger=EventTrigger(
                 expect={"prefect.flow-run.Failed", "prefect.flow-run.Crashed"},
-                match=every_run,
+                **our_runs,
                 posture=Posture.Reactive,
                 threshold=1,
                 within=timedelta(0),
@@ -128,7 +152,7 @@ def _automations(settings: Settings) -> None:
             trigger=EventTrigger(
                 after={"prefect.flow-run.Running"},
                 expect={*_ENDED, "prefect.flow-run.Suspended"},
-                match=every_run,
+                **our_runs,
                 for_each={"prefect.resource.id"},
                 posture=Posture.Proactive,
                 threshold=1,
@@ -141,19 +165,18 @@ def _automations(settings: Settings) -> None:
 
 
 def _replace(automation: Any) -> None:
-    from prefect.automations import Automation
+    """Give the automation of this name this content; of several, which deploys at once may make, keep one."""
+    from prefect.client.orchestration import get_client
 
-    try:
-        known = Automation.read(name=automation.name)
-    except ValueError:
+    with get_client(sync_client=True) as client:
+        present = client.read_automations_by_name(automation.name)
+        for surplus in present[1:]:
+            client.delete_automation(surplus.id)
+    if not present:
         automation.create()
         return
-    known.description, known.trigger, known.actions = (
-        automation.description,
-        automation.trigger,
-        automation.actions,
-    )
-    known.update()
+    automation.id, automation.enabled = present[0].id, present[0].enabled
+    automation.update()
 
 
 def _notify_action(settings: Settings) -> Any:

@@ -98,7 +98,6 @@ def _worker_environment(stack: Stack, env_file: str) -> dict[str, str]:
         "PREFECT_CLIENT_MAX_RETRIES": "8",
         # Prefect answers 500 while its database restarts; what flows ask of it bears repetition
         "PREFECT_CLIENT_RETRY_EXTRA_CODES": "500",
-        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
         "PREFECT_WORKER_QUERY_SECONDS": os.environ.get("RETROLN_STACK_POLL_S", "2"),
         "PREFECT_RUNNER_POLL_FREQUENCY": "5",
     }

@@ -76,7 +76,7 @@ def make_webhook(stack: Stack) -> None:
 
     act_as(stack, "admin")
     client = MlflowClient(stack.mlflow_url)
-    for known in client.list_webhooks():
+    for known in _webhooks(client):
         if known.name == WEBHOOK:
             client.delete_webhook(known.webhook_id)  # its secret or port may be another by now
     client.create_webhook(
@@ -86,6 +86,16 @@ def make_webhook(stack: Stack) -> None:
         description="Starts reconcile at once instead of at its next scheduled time",
         secret=stack.secrets["webhook"],
     )
+
+
+def _webhooks(client: Any) -> list[Any]:
+    """All of them: MLflow answers in pages."""
+    page = client.list_webhooks()
+    found = list(page)
+    while page.token:
+        page = client.list_webhooks(page_token=page.token)
+        found += page
+    return found
 
 
 def change_admin_password(stack: Stack, old: str, new: str) -> None:

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import configparser
+import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from xmlrpc.client import Fault, ServerProxy
 
 from infra.postgres import write_secret
 from infra.stack.programs import Program
+from infra.worker import children_of, is_running
 
 _START_S = 60
 _READY_S = 120
+_ANSWER_S = 30  # no answer takes longer than a program takes to start
+_UPDATE_S = 600  # changed programs are stopped one after the other, each within its grace
+_STOP_S = 90  # the longest grace, of a training that writes its checkpoint, and some more
 
 
 def is_worker(name: str) -> bool:
@@ -43,10 +49,12 @@ class Supervisor:
             self._wait()
 
     def is_running(self) -> bool:
-        """Whether supervisord answers."""
+        """Whether supervisord runs; one that says nothing does, with all its programs."""
         try:
             with self._speak() as proxy:
                 return bool(proxy.supervisor.getState()["statename"] == "RUNNING")
+        except TimeoutError:
+            return True
         except OSError:
             return False
 
@@ -80,11 +88,21 @@ class Supervisor:
             time.sleep(0.2)
 
     def stop(self, *names: str) -> None:
-        """Stop programs orderly; those that are down stay so."""
+        """Stop programs orderly and side by side; those that are down stay so.
+
+        Raises:
+            RuntimeError: some still run after the longest grace.
+        """
         with self._speak() as proxy:
             for name in names:
-                if proxy.supervisor.getProcessInfo(name)["pid"]:
-                    proxy.supervisor.stopProcess(name)
+                if proxy.supervisor.getProcessInfo(name)["statename"] in ("RUNNING", "STARTING"):
+                    proxy.supervisor.stopProcess(name, False)
+        if not _within(_STOP_S, lambda: not self._up(names)):
+            raise RuntimeError(f"{', '.join(self._up(names))} did not stop within {_STOP_S} s")
+
+    def _up(self, names: Iterable[str]) -> list[str]:
+        states = self.states()
+        return [name for name in names if states[name]["pid"]]
 
     def states(self) -> dict[str, dict[str, Any]]:
         """What supervisord knows of each program, by name."""
@@ -92,14 +110,23 @@ class Supervisor:
             return {info["name"]: info for info in proxy.supervisor.getAllProcessInfo()}
 
     def shut_down(self) -> None:
-        """Stop every program and supervisord itself; returns when they are gone."""
-        # before the servers, to which they still have something to tell
-        self.stop(*filter(is_worker, self.states()))
+        """Stop every program and supervisord itself; returns when they are gone.
+
+        Raises:
+            RuntimeError: they did not end within their graces and were killed.
+        """
         pid = int((self.home / "supervisord.pid").read_text())
-        with self._speak() as proxy:
+        with suppress(RuntimeError, TimeoutError):  # whether it ends counts, not what it answers
+            # before the servers, to which they still have something to tell
+            self.stop(*filter(is_worker, self.states()))
+        with suppress(TimeoutError), self._speak() as proxy:
             proxy.supervisor.shutdown()
-        while Path(f"/proc/{pid}").exists():
-            time.sleep(0.1)
+        if not _within(_STOP_S, lambda: not is_running(pid)):
+            _kill(pid)
+            raise RuntimeError(
+                f"supervisord did not end within {_STOP_S} s and was killed with all its programs;"
+                f" see {self.home}/logs. The next start goes on from what they had written"
+            )
 
     def log_end(self, name: str) -> str:
         """The last lines that a program wrote."""
@@ -108,25 +135,55 @@ class Supervisor:
 
     @contextmanager
     def _speak(self) -> Iterator[ServerProxy]:
-        from supervisor.xmlrpc import SupervisorTransport
+        """A call raises `OSError` if supervisord is not there, `TimeoutError` if it says nothing."""
+        from supervisor.xmlrpc import SupervisorTransport, UnixStreamHTTPConnection
 
+        class Connection(UnixStreamHTTPConnection):  # type: ignore[misc]
+            def connect(self) -> None:
+                super().connect()
+                self.sock.settimeout(_ANSWER_S)
+
+        connection = Connection("localhost")
+        connection.socketfile = str(self._socket)
         transport = SupervisorTransport(None, None, f"unix://{self._socket}")
+        transport._get_connection = lambda: connection
         try:
             yield ServerProxy("http://localhost", transport=transport)
         finally:
             transport.close()
 
     def _control(self, *words: str) -> None:
-        subprocess.run(
-            [_tool("supervisorctl"), "-c", str(self._config), *words], check=True, capture_output=True
-        )
+        command = [_tool("supervisorctl"), "-c", str(self._config), *words]
+        try:
+            subprocess.run(command, check=True, capture_output=True, timeout=_UPDATE_S)
+        except subprocess.TimeoutExpired as error:
+            raise RuntimeError(
+                f"supervisord does not answer; `make stack-down` ends it, {self.home}/logs may say why"
+            ) from error
 
     def _wait(self) -> None:
-        deadline = time.monotonic() + _START_S
-        while not self.is_running():
-            if time.monotonic() > deadline:
-                raise RuntimeError(f"supervisord does not answer; look at {self.home}/logs/supervisord.log")
-            time.sleep(0.1)
+        if not _within(_START_S, self.is_running):
+            raise RuntimeError(f"supervisord does not answer; look at {self.home}/logs/supervisord.log")
+
+
+def _within(limit_s: float, done: Callable[[], bool]) -> bool:
+    """Wait until `done`; False if it is not within `limit_s`."""
+    deadline = time.monotonic() + limit_s
+    while not done():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def _kill(supervisord: int) -> None:
+    """Kill it before its programs, which it would start again; each leads a process group of its own."""
+    programs = children_of(supervisord)
+    os.kill(supervisord, signal.SIGKILL)
+    for program in programs:
+        with suppress(ProcessLookupError):
+            os.killpg(program, signal.SIGKILL)
+    _within(_START_S, lambda: not any(map(is_running, [supervisord, *programs])))
 
 
 def _configuration(home: Path, socket: Path, programs: Iterable[Program]) -> str:

@@ -44,8 +44,10 @@ def throwaway_stack(
         yield stack
     finally:
         if not keep:
-            command(stack, "down")
-            shutil.rmtree(home, ignore_errors=True)
+            try:
+                command(stack, "down")
+            finally:
+                shutil.rmtree(home, ignore_errors=True)
 
 
 def command(stack: Stack, *words: str, variables: Mapping[str, str] | None = None) -> None:

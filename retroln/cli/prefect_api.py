@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from retroln.cli import heartbeat
 from retroln.cli.finding import Finding, tried
 from retroln.errors import MissingExtraError, NotFoundError, SettingsError, UnavailableError
 from retroln.settings import Settings, env_files
@@ -60,7 +61,7 @@ class PrefectPlace(BaseSettings):
 
 
 def use_prefect(settings: Settings) -> Iterator[Finding]:
-    """The API, then each pool, queue and deployment that prefect.yaml names."""
+    """The API, then each pool, queue and deployment that prefect.yaml names, and who ends silent runs."""
     place = PrefectPlace(_env_file=env_files())
     if place.api_url is None:
         wanted = settings.fan_out == "workers"
@@ -90,6 +91,7 @@ def _against_file(ask: Ask) -> Iterator[Finding]:
         names = [queue for of, queue in queues if of == pool]
         yield tried(pool, "work pool", partial(_pool, ask, pool, names), "the pool")
     yield tried("deployments", str(path), lambda: _deployments(ask, wanted), "the deployments")
+    yield tried("heartbeat", "automations", lambda: _watch(ask, wanted), "the automations")
 
 
 def _version(ask: Ask) -> str:
@@ -106,10 +108,12 @@ def _wanted(path: Path) -> list[dict[str, Any]]:
 
 def _pool(ask: Ask, pool: str, queues: list[str]) -> str:
     """Workers that were seen lately, and whether somebody asks each queue for work."""
-    if pool not in {found["name"] for found in ask("/work_pools/filter", {})}:
+    if not ask("/work_pools/filter", {"work_pools": {"name": {"any_": [pool]}}}):
         raise NotFoundError("there is no such work pool", fix=_DEPLOY)
-    workers = [w["name"] for w in ask(f"/work_pools/{pool}/workers/filter", {}) if w["status"] == "ONLINE"]
-    states = {queue["name"]: queue["status"] for queue in ask(f"/work_pools/{pool}/queues/filter", {})}
+    online = {"workers": {"status": {"any_": ["ONLINE"]}}}
+    workers = [worker["name"] for worker in _every(ask, f"/work_pools/{pool}/workers/filter", online)]
+    of_these = {"work_queues": {"name": {"any_": queues}}}
+    states = {queue["name"]: queue["status"] for queue in ask(f"/work_pools/{pool}/queues/filter", of_these)}
     idle = [queue for queue in queues if not workers or states.get(queue) != "READY"]
     if idle:
         start = f"prefect worker start --pool {pool} --work-queue {idle[0]}"
@@ -117,8 +121,23 @@ def _pool(ask: Ask, pool: str, queues: list[str]) -> str:
     return f"{', '.join(queues)} served by {', '.join(sorted(workers))}"
 
 
+def _every(ask: Ask, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """All that Prefect has, page after page."""
+    offset = 0
+    while page := ask(path, {**body, "offset": offset}):
+        yield from page
+        offset += len(page)
+
+
+def _deployed(ask: Ask, wanted: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Our deployments on the server, by name; others may have deployments of the same names."""
+    names = [entry["name"] for entry in wanted]
+    ours = {"deployments": {"name": {"any_": names}, "tags": {"all_": [heartbeat.TAG]}}}
+    return {found["name"]: found for found in _every(ask, "/deployments/filter", ours)}
+
+
 def _deployments(ask: Ask, wanted: list[dict[str, Any]]) -> str:
-    known = {found["name"]: found for found in ask("/deployments/filter", {"limit": 200})}
+    known = _deployed(ask, wanted)
     missing = [entry["name"] for entry in wanted if entry["name"] not in known]
     if missing:
         raise NotFoundError(f"not deployed: {', '.join(missing)}", fix=_DEPLOY)
@@ -127,6 +146,33 @@ def _deployments(ask: Ask, wanted: list[dict[str, Any]]) -> str:
         raise NotFoundError(f"deployed from another entry point: {', '.join(other)}", fix=_DEPLOY)
     paused = [entry["name"] for entry in wanted if known[entry["name"]]["paused"]]
     return f"{len(wanted)} deployed" + (f", paused: {', '.join(paused)}" if paused else "")
+
+
+def _watch(ask: Ask, wanted: list[dict[str, Any]]) -> str:
+    """The automations, which must see our runs alone and bear the silence between our heartbeats."""
+    names = (heartbeat.ZOMBIE, heartbeat.FAILING, heartbeat.OVER_AGE)
+    present = list(_every(ask, "/automations/filter", {"automations": {"name": {"any_": names}}}))
+    if missing := [name for name in names if name not in {found["name"] for found in present}]:
+        raise NotFoundError(f"no automation named {'; '.join(missing)}", fix=_DEPLOY)
+    if wide := [found["name"] for found in present if not heartbeat.is_limited(found)]:
+        raise SettingsError(f"runs of others are touched by {'; '.join(wide)}", fix=_DEPLOY)
+    if off := [found["name"] for found in present if not found["enabled"]]:
+        raise SettingsError(
+            f"switched off: {'; '.join(off)}", fix="switch it on at Prefect's page Automations"
+        )
+    beats = {name: heartbeat.heartbeat_s(of["job_variables"]) for name, of in _deployed(ask, wanted).items()}
+    if unset := sorted(name for name, beat in beats.items() if beat is None):
+        raise SettingsError(f"deployed without a heartbeat: {', '.join(unset)}", fix=_DEPLOY)
+    allowed_s = min(found["trigger"]["within"] for found in present if found["name"] == heartbeat.ZOMBIE)
+    slowest_s = max((beat for beat in beats.values() if beat is not None), default=heartbeat.UNSET_S)
+    if allowed_s < heartbeat.silence_s(slowest_s):
+        raise SettingsError(
+            "runs that live are crashed",
+            expected=f"{heartbeat.silence_s(slowest_s)} s of silence, for a heartbeat every {slowest_s} s",
+            got=f"{allowed_s:g} s",
+            fix=_DEPLOY,
+        )
+    return f"every {slowest_s} s; a run of ours that is silent for {allowed_s:g} s is Crashed"
 
 
 def _meaning(error: Exception, path: str) -> SettingsError | UnavailableError:

@@ -111,7 +111,9 @@ def test_defect_23_every_requirement_is_declared_and_pinned() -> None:
     declared, owners = _declared(), packages_distributions()
     pinned = {_plain(line) for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
     assert declared - pinned == set()
-    for module in _imported():
+    imported = _imported()
+    assert {"nibabel", "numpy", "prefect"} <= imported
+    for module in imported:
         names = {_plain(name) for name in owners.get(module, (module,))}
         names |= {_COMES_WITH[name] for name in (module.lower(), *names) if name in _COMES_WITH}
         assert names & declared, f"{module} is imported and not declared"
@@ -122,9 +124,10 @@ def test_defect_23_the_readme_promises_nothing_that_is_not_there() -> None:
     assert "landmark-aware" not in README
     assert "**A model for patients.** None is shipped." in README
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    assert set(re.findall(r"(?:^|`)make ([a-z-]+)", README, re.MULTILINE)) <= set(targets)
+    promised = set(re.findall(r"(?:^|`)make ([a-z-]+)", README, re.MULTILINE))
+    assert promised and promised <= set(targets)
     links = [link for link in re.findall(r"\]\(([^)#\s]+)", README) if "://" not in link]
-    assert [link for link in links if not (ROOT / link).exists()] == []
+    assert links and [link for link in links if not (ROOT / link).exists()] == []
 
 
 def _commands(text: str) -> list[list[str]]:
@@ -134,7 +137,9 @@ def _commands(text: str) -> list[list[str]]:
     return [shlex.split(line, comments=True)[1:] for line in lines if re.match(r" *(\S*/)?retroln ", line)]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if _commands(page.read_text())], ids=lambda page: page.name
+)
 def test_defect_24_every_documented_command_is_one(page: Path) -> None:
     """The command line of the README could not be parsed."""
     for name, *arguments in _commands(page.read_text()):

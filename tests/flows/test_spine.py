@@ -87,7 +87,7 @@ def test_test_patients_never_reach_the_training_folders(spine: Spine) -> None:
     raw = spine.settings.work_dir / "nnunet"
     names = {path.name for path in raw.rglob("*") if path.is_file()}
     assert {name for case in test for name in names if case in name} == set()
-    assert all(any(case in name for name in names) for case in train)
+    assert train and all(any(case in name for name in names) for case in train)
 
 
 def test_training_reports_its_epoch_and_the_registry_names_the_data(spine: Spine) -> None:
@@ -104,7 +104,9 @@ def test_training_reports_its_epoch_and_the_registry_names_the_data(spine: Spine
 
 def test_findings_lie_on_the_delivered_grid(spine: Spine, tmp_path: Path) -> None:
     workspace = open_workspace(spine.settings)
-    for case_id in _members(spine, "test"):
+    test = _members(spine, "test")
+    assert test
+    for case_id in test:
         scan = workspace.catalog.current_scan(case_id)
         assert scan is not None
         (prediction,) = workspace.catalog.predictions_of(scan.scan_id)

@@ -80,5 +80,7 @@ def test_quarter_turns_mirrors_and_shifts_change_no_size(mask, side, shift):
 @settings(max_examples=60, deadline=None)
 @given(SHAPES.filter(np.any), SPACINGS)
 def test_the_short_axis_never_exceeds_the_long_one(mask, spacing):
-    for node in measure(mask, spacing):
+    nodes = measure(mask, spacing)
+    assert nodes
+    for node in nodes:
         assert 0 < node.short_axis_mm <= node.long_axis_mm * (1 + 1e-12)

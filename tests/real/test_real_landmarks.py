@@ -303,7 +303,7 @@ def test_s0328_goes_on_without_a_finding(verdicts: Settings) -> None:
     assert scan.state is ScanState.PREPARED
     assert (found.rung, found.anchored, found.truncated, found.findings) == ("l2", True, (), ())
     assert found.confidence == 1.0
-    assert all(one["bone_contrast_hu"] > 200 for one in found.levels.values())
+    assert found.levels and all(one["bone_contrast_hu"] > 200 for one in found.levels.values())
 
 
 def test_tptbox_l3_waits_because_l3_is_the_only_whole_level(verdicts: Settings) -> None:

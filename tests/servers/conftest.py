@@ -5,10 +5,13 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from infra.servers import S3Server, make_database, start_postgres, start_seaweedfs
+from infra.servers import S3Server, make_database, start_postgres, start_prefect, start_seaweedfs
 from retroln.catalog.catalog import Catalog
 from retroln.settings import Settings
+from tests.servers.team import PREFECT_PAGE, Team
 
 _number = count()
 
@@ -25,6 +28,23 @@ def postgres_url() -> Iterator[str]:
     """A PostgreSQL server; make a database of your own on it."""
     with start_postgres() as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def prefect_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The API of a Prefect server that is shared: a test makes deployments of its own on it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFECT_SERVER_API_DEFAULT_LIMIT", str(PREFECT_PAGE))
+        with start_prefect(tmp_path_factory.mktemp("prefect")) as url:
+            yield url
+
+
+@pytest.fixture
+def team(prefect_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Team]:
+    """Who uses that server: Prefect's client and RetroLN's own find it while the test runs."""
+    monkeypatch.setenv("PREFECT_API_URL", prefect_url)
+    with temporary_settings({PREFECT_API_URL: prefect_url}), get_client(sync_client=True) as client:
+        yield Team(client)
 
 
 @pytest.fixture

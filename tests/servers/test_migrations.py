@@ -31,9 +31,16 @@ def test_models_and_migrations_agree(catalog: Catalog):
 def test_check_constraints_agree_too(catalog: Catalog):
     """`compare_metadata` does not look at them."""
     found = inspect(catalog.database.engine)
-    for table in Base.metadata.sorted_tables:
-        said = {str(c.name) for c in table.constraints if type(c).__name__ == "CheckConstraint"}
-        assert {check["name"] for check in found.get_check_constraints(table.name)} == said
+    said = {
+        (table.name, str(constraint.name))
+        for table in Base.metadata.sorted_tables
+        for constraint in table.constraints
+        if type(constraint).__name__ == "CheckConstraint"
+    }
+    tables = [table.name for table in Base.metadata.sorted_tables]
+    checks = {(table, check["name"]) for table in tables for check in found.get_check_constraints(table)}
+    assert said
+    assert checks == said
 
 
 def _open(url: str) -> int:

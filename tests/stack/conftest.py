@@ -14,7 +14,7 @@ from infra.stack.plan import Stack
 from infra.stack.throwaway import throwaway_stack
 from retroln.imaging.phantom import Phantom
 from retroln.settings import Settings
-from tests.stack.driver import STACK_OPTIONS, STACK_VARIABLES, Platform, hold_nightly_schedules
+from tests.stack.driver import STACK_OPTIONS, Platform, hold_nightly_schedules
 from tests.stack.sink import Sink, listening
 
 # The tests' networks are trained for a few steps, so the gates must let nearly everything pass.
@@ -47,7 +47,6 @@ def stack(sink: Sink) -> Iterator[Stack]:
     with throwaway_stack(
         *STACK_OPTIONS,
         own_settings=f"{_LENIENT}{_HASTY}RETROLN_NOTIFY_URL={sink.address}\n",
-        variables=STACK_VARIABLES,
         keep=os.environ.get("RETROLN_TEST_STACK"),
     ) as running:
         yield running

@@ -36,7 +36,6 @@ from retroln.steps.workspace import Workspace, open_workspace
 from retroln.tracking.runs import training_run
 
 STACK_OPTIONS = ("--shard-workers", "2", "--webhook")
-STACK_VARIABLES = {"RETROLN_STACK_SILENT_S": "60"}
 _TRAINED_TAGS = (promote.SUMMARY_TAG, promote.TEST_HASH_TAG, promote.DATASET_TAG, promote.SPEC_TAG)
 Seen = TypeVar("Seen")
 

@@ -132,8 +132,11 @@ def test_who_ingests_has_the_key_of_the_pseudonyms_and_nobody_else(stack: Stack)
 def test_secrets_lie_in_private_files_alone(stack: Stack, platform: Platform) -> None:
     secrets = _all_strings(json.loads((stack.home / "secrets.json").read_text()))
     assert len(secrets) >= 15
-    for path in [*stack.home.glob("*"), *(stack.home / "logs").glob("*")]:
-        if path.is_file() and any(secret.encode() in path.read_bytes() for secret in secrets):
+    paths = [*stack.home.glob("*"), *(stack.home / "logs").glob("*")]
+    holders = {path.name for path in paths if path.is_file() and _holds(path, secrets)}
+    assert {"secrets.json", "retroln.env", "gpu.env", "logins.env"} <= holders
+    for path in paths:
+        if path.name in holders:
             assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
             assert path.parent == stack.home, f"a secret is in {path}"
     roots = [int(info["pid"]) for info in platform.supervisor.states().values() if info["pid"]]
@@ -145,6 +148,11 @@ def test_secrets_lie_in_private_files_alone(stack: Stack, platform: Platform) ->
     assert not any(secret in deployments for secret in secrets)
 
 
+def _holds(path: Path, secrets: list[str]) -> bool:
+    data = path.read_bytes()
+    return any(secret.encode() in data for secret in secrets)
+
+
 def _all_strings(value: Any) -> list[str]:
     if isinstance(value, str):
         return [value.rpartition(":")[2]]
@@ -154,7 +162,9 @@ def _all_strings(value: Any) -> list[str]:
 
 def test_parameters_and_variables_on_the_server_hold_no_secret(platform: Platform) -> None:
     secrets = _all_strings(platform.stack.secrets)
-    for deployment in platform.prefect.read_deployments():
+    deployments = platform.prefect.read_deployments()
+    assert secrets and deployments
+    for deployment in deployments:
         shown = deployment.model_dump_json()
         assert not any(secret in shown for secret in secrets), deployment.name
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from infra.stack.throwaway import command
-from tests.stack.driver import STACK_OPTIONS, STACK_VARIABLES, Platform, wait
+from tests.stack.driver import STACK_OPTIONS, Platform, wait
 from tests.stack.sink import Sink
 
 PLACES = {
@@ -47,7 +47,9 @@ def test_every_deployment_is_placed_scheduled_and_limited(platform: Platform) ->
 
 
 def test_a_person_reads_what_a_deployment_and_its_parameters_are(platform: Platform) -> None:
-    for name, deployment in _deployments(platform).items():
+    found = _deployments(platform)
+    assert found
+    for name, deployment in found.items():
         assert deployment.description, name
         assert deployment.description.endswith("."), name
         assert "retroln" in deployment.tags, name
@@ -78,5 +80,5 @@ def test_starting_what_runs_changes_nothing(platform: Platform) -> None:
         return programs, deployments, automations, (platform.stack.home / "secrets.json").read_text()
 
     before = seen()
-    command(platform.stack, "up", *STACK_OPTIONS, variables=STACK_VARIABLES)
+    command(platform.stack, "up", *STACK_OPTIONS)
     assert seen() == before

@@ -73,7 +73,9 @@ def test_forms_tell_what_each_parameter_means(prefect_pages: PrefectPages, platf
     for name in ("infer", "promote", "train"):
         deployment = platform.prefect.read_deployment_by_name(f"{name}/{name}")
         prefect_pages.run_form(name)
-        for parameter, schema in deployment.parameter_openapi_schema["properties"].items():
+        parameters = deployment.parameter_openapi_schema["properties"]
+        assert parameters
+        for parameter, schema in parameters.items():
             field = prefect_pages.field(prefect_pages.page, parameter)
             assert schema["description"] in field.inner_text()
     for text in ("the published network, or a small one for the CPU", "training iterations per epoch"):

@@ -6,14 +6,18 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import UUID
+
+from prefect.client.schemas.objects import FlowRun
 
 from retroln.catalog.accounting import Outcome
 from retroln.catalog.states import ScanState
 from retroln.settings import TrainSpec
 from retroln.tracking.connection import Connection
+from tests.servers.team import THEIRS, Team
 from tests.stack.driver import Platform, kill, wait
 from tests.stack.test_pipeline import prepared
 from tests.stack.test_spread import ingested
@@ -72,9 +76,37 @@ def test_a_flow_that_is_killed_is_taken_over_and_a_worker_that_is_killed_alone_c
 
 
 def test_worker_and_flow_killed_together_are_noticed_by_their_silence(platform: Platform) -> None:
-    with _preparing(platform, "KILLBOTH"):
-        for worker in _SHARD_WORKERS:
-            kill(*platform.worker_processes(worker), *platform.flow_processes(worker))
+    with _somebody_elses_run(platform) as theirs:
+        with _preparing(platform, "KILLBOTH") as record:
+            theirs.say_that_it_lives()
+            for worker in _SHARD_WORKERS:
+                kill(*platform.worker_processes(worker), *platform.flow_processes(worker))
+        assert "Crashed" in {shard.state_name for shard in platform.children_of(record)}
+        assert theirs.state() == "Running", "it has been silent for longer than ours"
+
+
+@dataclass(frozen=True)
+class _Theirs:
+    team: Team
+    run: FlowRun
+
+    def say_that_it_lives(self) -> None:
+        self.team.beat(self.run)
+
+    def state(self) -> str | None:
+        return self.team.state(self.run)
+
+
+@contextmanager
+def _somebody_elses_run(platform: Platform) -> Iterator[_Theirs]:
+    """A run on this server that is none of RetroLN's; it is gone when the block ends."""
+    team = Team(platform.prefect)
+    run = team.start(THEIRS)
+    try:
+        yield _Theirs(team, run)
+    finally:
+        team.set(run.id, "Completed")
+        platform.prefect.delete_deployment(run.deployment_id)
 
 
 def test_prefect_and_postgresql_restart_in_the_middle(platform: Platform) -> None:

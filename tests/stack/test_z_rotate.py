@@ -12,11 +12,18 @@ from retroln.settings import Settings
 from retroln.steps.workspace import open_workspace
 
 
+def _versions(settings: Settings) -> list[int]:
+    return [found.version for found in open_workspace(settings).registry.versions()]
+
+
 def test_rotation_replaces_every_secret_and_the_stack_goes_on(
     stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RETROLN_ENV_FILE", str(stack.home / "retroln.env"))
     old, old_settings = stack.secrets, Settings()
+    versions = _versions(old_settings)
+    run_id = open_workspace(old_settings).catalog.begin_run("ingest", {"before": "rotation"})
+    open_workspace(old_settings).store.put_bytes(b"from before", "probe/kept")
     command(stack, "rotate", "--shard-workers", "2", "--webhook")
     new = Stack(stack.home, stack.first_port).secrets
     changed = {name for name in old if old[name] != new[name]}
@@ -30,8 +37,9 @@ def test_rotation_replaces_every_secret_and_the_stack_goes_on(
         for user in ("admin", "operator", "reviewer"):
             assert httpx.get(models, auth=(user, secrets["mlflow"][user])).status_code == status, user
     fresh = Settings()
-    assert open_workspace(fresh).registry.versions() is not None
-    assert open_workspace(fresh).catalog.count_by_state()
+    assert _versions(fresh) == versions
+    assert open_workspace(fresh).catalog.run(run_id).parameters == {"before": "rotation"}
+    assert open_workspace(fresh).store.get_bytes("probe/kept") == b"from before"
     open_workspace(fresh).store.put_bytes(b"x", "probe/rotated")
     with pytest.raises(SettingsError):
         open_workspace(old_settings.model_copy(update={"work_dir": stack.home / "other"}))

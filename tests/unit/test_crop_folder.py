@@ -284,9 +284,10 @@ def test_processes_give_the_same_files(two: Folders, tmp_path: Path) -> None:
     two.crop()
     other = two._replace(out=tmp_path / "other")
     assert other.crop("--processes", "2").code == 0
-    for path in two.out.iterdir():
-        if path.name != SUMMARY:
-            assert path.read_bytes() == (other.out / path.name).read_bytes()
+    files = [path for path in two.out.iterdir() if path.name != SUMMARY]
+    assert files
+    for path in files:
+        assert path.read_bytes() == (other.out / path.name).read_bytes()
 
 
 def test_levels_in_folders_give_the_same_crop(two: Folders, tmp_path: Path) -> None:

@@ -101,7 +101,9 @@ def test_froc_equals_matching_at_each_threshold():
     random = np.random.default_rng(2)
     iou = random.random((4, 6)) * (random.random((4, 6)) < 0.5)
     scores = random.choice([0.2, 0.4, 0.6, 0.8], 6)
-    for point in froc([FrocCase(table(iou), scores)]).points:
+    points = froc([FrocCase(table(iou), scores)]).points
+    assert len(points) == len(set(scores))
+    for point in points:
         kept = match_table(table(iou[:, scores >= point.threshold]))
         assert (point.sensitivity * 4, point.fp_per_volume) == (len(kept.hits), len(kept.false_positives))
 

@@ -85,6 +85,7 @@ def test_aorta_is_left_and_cava_right_in_front_of_the_spine(seed: int) -> None:
 def test_node_labels_agree_with_the_table(seed: int) -> None:
     phantom = coarse(seed)
     labels = phantom.nodes.array
+    assert phantom.node_table
     assert sorted(np.unique(labels))[1:] == [node.label for node in phantom.node_table]
     assert cc3d.connected_components(labels > 0, connectivity=26).max() == len(phantom.node_table)
     for node in phantom.node_table:
@@ -98,6 +99,7 @@ def test_node_labels_agree_with_the_table(seed: int) -> None:
 def test_voxel_measured_axes_approach_the_analytic_ones() -> None:
     phantom = make_phantom(PhantomSpec(5, (0.5, 0.5, 1.0), extent_mm=(140, 140, 240), node_count=4))
     grid = phantom.ct.grid
+    assert len(phantom.node_table) == 4
     for node in phantom.node_table:
         where = phantom.nodes.array == node.label
         middle = int(np.argmax(where.sum((0, 1))))

@@ -23,7 +23,6 @@ OTHERS = {
     "RETROLN_STACK_HOME",
     "RETROLN_STACK_PORT",
     "RETROLN_STACK_POLL_S",
-    "RETROLN_STACK_SILENT_S",
     "RETROLN_STAND_IN_WEIGHTS",
 }
 
@@ -96,6 +95,7 @@ def _deployments() -> list[dict[str, Any]]:
 def test_every_deployment_is_described_with_its_place_and_times() -> None:
     rows = _rows(REFERENCE / "deployments.md")
     names = {entry["name"] for entry in _deployments()}
+    assert names
     assert {name for name in rows if name in names} == names
     for entry in _deployments():
         pool, starts = rows[entry["name"]][:2]
@@ -125,7 +125,9 @@ def test_every_page_is_in_the_index() -> None:
 def test_every_decision_is_in_its_index() -> None:
     folder = ROOT / "docs" / "decisions"
     index = (folder / "README.md").read_text()
-    for path in sorted(folder.glob("0*.md")):
+    decisions = sorted(folder.glob("0*.md"))
+    assert decisions
+    for path in decisions:
         title = path.read_text().splitlines()[0].removeprefix("# ").replace(". ", " ", 1)
         assert f"- [{title}]({path.name})" in index
 

@@ -149,6 +149,7 @@ def test_one_process_makes_the_same_weights(spread: Spread, platform: Settings, 
     ticket = spread.ticket.model_copy(update={"spec": alone})
     expected = weights(platform, spread.ticket, 0, tmp_path / "spread")
     got = weights(platform, ticket, 0, tmp_path / "alone")
+    assert expected and got.keys() == expected.keys()
     assert all(torch.equal(got[name], value) for name, value in expected.items())
 
 
