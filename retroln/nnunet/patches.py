@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from retroln.metrics.components import connected
 
-Shape = tuple[int, int, int]
+Vector = NDArray[np.float64]
 
 _NODES, _FALSE = 0.5, 0.25  # shares of the patches; the rest lies anywhere
 _LEAST_WEIGHT = 0.3  # of a node that the network sees whole, beside 1.3 of one that it does not see
@@ -27,7 +27,9 @@ _SEEN = 0.6  # share of a node that a patch must show to say something of it
 _FALSE_VOXELS = 30
 _APART_VOXELS = 2  # what is nearer to a node is its rim
 _MOST_PLACES, _ENOUGH_PLACES = 400, 20
-_JITTER = 0.25  # of the patch's side, about what it is centred on
+_ASIDE = 0.25  # of the patch's side, about what it is centred on
+_TURN_DEG = np.array([15.0, 8.0, 8.0])  # about the z, y and x axis
+_STRETCH = 0.12  # of the logarithm
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,12 +46,27 @@ class LabelledCrop:
 
 
 @dataclass(frozen=True)
+class PatchPlan:
+    """What patches are like, along z, y, x; targets are given at each of `scales` (1 is the patch's own)."""
+
+    patch: tuple[int, int, int]
+    batch_size: int
+    spacing_mm: tuple[float, float, float]
+    scales: Sequence[Sequence[float]] = ((1.0, 1.0, 1.0),)
+
+
+@dataclass(frozen=True)
 class _Place:
-    """A patch: its crop, its first voxel, and whether left and right are exchanged."""
+    """Where a patch lies in its crop: voxel `centre + turn @ offset`, `offset` from the patch's middle."""
 
     crop: int
-    start: NDArray[np.int64]
-    mirrored: bool
+    centre: Vector
+    turn: Vector
+
+    def to_crop(self, offsets: Vector) -> Vector:
+        """Voxel coordinates, shape (n, 3), of offsets of the same shape."""
+        at: Vector = self.centre + offsets @ self.turn.T
+        return at
 
 
 class Patches:
@@ -61,19 +78,20 @@ class Patches:
     def __init__(
         self,
         crops: Sequence[LabelledCrop],
-        patch: Shape,
-        batch_size: int,
-        scales: Sequence[Sequence[float]],
+        plan: PatchPlan,
         rng: np.random.Generator,
+        *,
+        vary: bool = True,
     ) -> None:
-        """Draw from `crops`; targets are given at each of `scales` (1 is the patch's own resolution)."""
-        self._crops = [_padded(crop, patch) for crop in crops]
-        self._patch, self._batch_size, self._scales, self._rng = np.array(patch), batch_size, scales, rng
+        """Draw from `crops`; `vary` mirrors, turns and stretches them, as patients differ and lie."""
+        self._crops, self._plan, self._rng, self._vary = [*crops], plan, rng, vary
+        self._patch = np.array(plan.patch)
+        self._offsets = np.argwhere(np.ones(plan.patch, bool)) - (self._patch - 1) / 2
         self._voxels = [_node_voxels(crop.nodes) for crop in self._crops]
         self._nodes = [(crop, node) for crop, found in enumerate(self._voxels) for node in found]
         self._weights = dict.fromkeys(self._nodes, 1.0 + _LEAST_WEIGHT)
-        self._false_places: deque[tuple[int, NDArray[np.int64]]] = deque(maxlen=_MOST_PLACES)
-        self._batch: list[_Place] = []
+        self._false_places: deque[tuple[int, Vector]] = deque(maxlen=_MOST_PLACES)
+        self._batch: list[tuple[_Place, NDArray[np.uint16]]] = []
 
     def __iter__(self) -> Patches:
         return self
@@ -82,40 +100,35 @@ class Patches:
         """A batch: `data` float32 (b, 1, z, y, x), `target` one int16 tensor of 0 and 1 per scale."""
         import torch
 
-        self._batch = [self._draw() for _ in range(self._batch_size)]
-        images = np.stack([self._cut(place, self._crops[place.crop].image) for place in self._batch])
-        nodes = np.stack([self._cut(place, self._crops[place.crop].nodes) for place in self._batch])
-        mask = torch.from_numpy((nodes > 0).astype(np.int16))[:, None]
-        steps = [tuple(slice(None, None, round(1 / share)) for share in scale) for scale in self._scales]
-        return {
-            "data": torch.from_numpy(images)[:, None],
-            "target": [mask[(slice(None), slice(None), *step)].contiguous() for step in steps],
-        }
+        places = [self._draw() for _ in range(self._plan.batch_size)]
+        cuts = [self._cut(place) for place in places]
+        self._batch = [(place, nodes) for place, (_, nodes) in zip(places, cuts, strict=True)]
+        data = torch.from_numpy(np.stack([image for image, _ in cuts]))[:, None]
+        mask = torch.from_numpy(np.stack([nodes > 0 for _, nodes in cuts]).astype(np.int16))[:, None]
+        steps = [tuple(slice(None, None, round(1 / share)) for share in scale) for scale in self._plan.scales]
+        return {"data": data, "target": [mask[(..., *step)].contiguous() for step in steps]}
 
     def learn(self, probability: NDArray[np.float32]) -> None:
         """Note what the network said of the last batch: P(node), shape (b, z, y, x)."""
-        for place, seen in zip(self._batch, probability, strict=True):
-            unmirrored = seen[:, :, ::-1] if place.mirrored else seen
-            nodes = self._crops[place.crop].nodes[self._box(place)]
-            self._weigh(place.crop, nodes, unmirrored)
-            self._note_false(place, nodes, unmirrored)
+        for (place, nodes), said in zip(self._batch, probability, strict=True):
+            self._weigh(place.crop, nodes, said)
+            self._note_false(place, nodes, said)
 
-    def _weigh(self, crop: int, nodes: NDArray[np.uint16], probability: NDArray[np.float32]) -> None:
-        voxels = np.bincount(nodes.ravel())
-        sums = np.bincount(nodes.ravel(), probability.ravel())
+    def _weigh(self, crop: int, nodes: NDArray[np.uint16], said: NDArray[np.float32]) -> None:
+        voxels, sums = np.bincount(nodes.ravel()), np.bincount(nodes.ravel(), said.ravel())
         for node in (np.flatnonzero(voxels[1:]) + 1).tolist():
             if voxels[node] >= _SEEN * len(self._voxels[crop][node]):
                 missed = 1.0 - float(sums[node] / voxels[node])
-                known = self._weights[crop, node]
-                self._weights[crop, node] = _MEMORY * known + (1 - _MEMORY) * (_LEAST_WEIGHT + missed)
+                before = self._weights[crop, node]
+                self._weights[crop, node] = _MEMORY * before + (1 - _MEMORY) * (_LEAST_WEIGHT + missed)
 
-    def _note_false(self, place: _Place, nodes: NDArray[np.uint16], probability: NDArray[np.float32]) -> None:
+    def _note_false(self, place: _Place, nodes: NDArray[np.uint16], said: NDArray[np.float32]) -> None:
         """Remember one place of a false finding, unless it is the rim of a node."""
-        false = np.argwhere((probability > 0.5) & (nodes == 0))
+        false = np.flatnonzero((said > 0.5) & (nodes == 0))
         if len(false) < _FALSE_VOXELS:
             return
-        at = place.start + false[int(self._rng.integers(len(false)))]
-        around = tuple(slice(max(n - _APART_VOXELS, 0), n + _APART_VOXELS + 1) for n in at)
+        at = place.to_crop(self._offsets[false[int(self._rng.integers(len(false)))]])
+        around = tuple(slice(max(round(n) - _APART_VOXELS, 0), round(n) + _APART_VOXELS + 1) for n in at)
         if not self._crops[place.crop].nodes[around].any():
             self._false_places.append((place.crop, at))
 
@@ -127,40 +140,66 @@ class Patches:
             crop, centre = self._false_places[int(self._rng.integers(len(self._false_places)))]
         else:
             crop = int(self._rng.integers(len(self._crops)))
-            return self._place(crop, self._rng.integers(0, self._room(crop) + 1))
-        aside = np.round(self._rng.uniform(-_JITTER, _JITTER, 3) * self._patch).astype(np.int64)
-        return self._place(crop, centre - self._patch // 2 + aside)
+            centre = self._rng.uniform(0, np.array(self._crops[crop].image.shape))
+        aside = self._rng.uniform(-_ASIDE, _ASIDE, 3) * self._patch
+        return _Place(crop, self._inside(crop, centre + aside), self._turn())
 
-    def _node_voxel(self) -> tuple[int, NDArray[np.int64]]:
+    def _node_voxel(self) -> tuple[int, Vector]:
         weights = np.array([self._weights[key] for key in self._nodes])
         crop, node = self._nodes[int(self._rng.choice(len(self._nodes), p=weights / weights.sum()))]
         voxels = self._voxels[crop][node]
-        return crop, voxels[int(self._rng.integers(len(voxels)))]
+        return crop, voxels[int(self._rng.integers(len(voxels)))].astype(float)
 
-    def _place(self, crop: int, start: NDArray[np.int64]) -> _Place:
-        return _Place(crop, np.clip(start, 0, self._room(crop)), bool(self._rng.uniform() < 0.5))
+    def _inside(self, crop: int, centre: Vector) -> Vector:
+        """The nearest centre at which an upright patch lies in the crop, or the crop's middle."""
+        last = np.array(self._crops[crop].image.shape) - 1
+        half = np.minimum((self._patch - 1) / 2, last / 2)
+        inside: Vector = np.clip(np.round(centre - half) + half, half, last - half)
+        return inside
 
-    def _room(self, crop: int) -> NDArray[np.int64]:
-        room: NDArray[np.int64] = np.array(self._crops[crop].image.shape) - self._patch
-        return room
+    def _turn(self) -> Vector:
+        """From offsets in a patch to offsets in its crop: mirrored half of the time, turned and stretched."""
+        if not self._vary:
+            return np.eye(3)
+        mirror = np.diag([1.0, 1.0, self._rng.choice([-1.0, 1.0])])
+        a, b, c = np.radians(self._rng.uniform(-1, 1, 3) * _TURN_DEG)
+        turn = _rotation(1, 2, a) @ _rotation(0, 2, b) @ _rotation(0, 1, c)
+        stretch = np.diag(np.exp(self._rng.uniform(-1, 1, 3) * _STRETCH))
+        to_mm = np.diag(self._plan.spacing_mm)
+        matrix: Vector = np.linalg.inv(to_mm) @ turn @ stretch @ mirror @ to_mm
+        return matrix
 
-    def _box(self, place: _Place) -> tuple[slice, ...]:
-        return tuple(slice(int(n), int(n + side)) for n, side in zip(place.start, self._patch, strict=True))
+    def _cut(self, place: _Place) -> tuple[NDArray[np.float32], NDArray[np.uint16]]:
+        """Image (linear) and nodes (nearest) of a patch; what lies outside the crop is like its border."""
+        crop, at = self._crops[place.crop], place.to_crop(self._offsets)
+        image = _linear(crop.image, at).reshape(self._plan.patch)
+        nearest = np.clip(np.rint(at).astype(np.intp), 0, np.array(crop.nodes.shape) - 1)
+        return image, crop.nodes[tuple(nearest.T)].reshape(self._plan.patch)
 
-    def _cut(self, place: _Place, array: NDArray[Any]) -> NDArray[Any]:
-        part = array[self._box(place)]
-        return part[:, :, ::-1] if place.mirrored else part
+
+def _linear(image: NDArray[np.float32], at: Vector) -> NDArray[np.float32]:
+    import torch
+
+    sides = np.array(image.shape)
+    grid = (2 * at / np.maximum(sides - 1, 1) - 1)[:, ::-1].astype(np.float32)
+    sampled = torch.nn.functional.grid_sample(
+        torch.from_numpy(image)[None, None],
+        torch.from_numpy(grid)[None, None, None],
+        padding_mode="border",
+        align_corners=True,
+    )
+    values: NDArray[np.float32] = sampled.numpy()
+    return values
+
+
+def _rotation(first: int, second: int, angle: float) -> Vector:
+    """A turn in the plane of two axes."""
+    matrix = np.eye(3)
+    matrix[first, first] = matrix[second, second] = np.cos(angle)
+    matrix[first, second], matrix[second, first] = -np.sin(angle), np.sin(angle)
+    return matrix
 
 
 def _node_voxels(nodes: NDArray[np.uint16]) -> dict[int, NDArray[np.int64]]:
     """The voxels of each node, by its number."""
     return {number: np.argwhere(nodes == number) for number in range(1, int(nodes.max(initial=0)) + 1)}
-
-
-def _padded(crop: LabelledCrop, patch: Shape) -> LabelledCrop:
-    """A crop smaller than a patch is filled up with zeros on both sides, as nnU-Net does."""
-    missing = [max(side - n, 0) for n, side in zip(crop.image.shape, patch, strict=True)]
-    if not any(missing):
-        return crop
-    width = [(n // 2, n - n // 2) for n in missing]
-    return LabelledCrop(np.pad(crop.image, width), np.pad(crop.nodes, width))

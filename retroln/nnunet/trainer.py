@@ -24,7 +24,7 @@ from retroln.nnunet import checkpoint
 from retroln.nnunet.arithmetic import autocast
 from retroln.nnunet.bundle import CHECKPOINT
 from retroln.nnunet.checkpoint import EPOCHS_FILE, INTERRUPTED, LATEST
-from retroln.nnunet.patches import LabelledCrop, Patches
+from retroln.nnunet.patches import LabelledCrop, Patches, PatchPlan
 from retroln.nnunet.plans import PROFILE_KEY
 from retroln.settings import TrainSpec
 
@@ -118,15 +118,16 @@ class RetroLNTrainer(nnUNetTrainer):  # type: ignore[misc]
         if not self.is_demo:
             return super().get_dataloaders()
         self.dataset_class = infer_dataset_class(self.preprocessed_dataset_folder)
-        return tuple(self._patches(dataset, n) for n, dataset in enumerate(self.get_tr_and_val_datasets()))
+        training, validation = self.get_tr_and_val_datasets()
+        return self._patches(training, vary=True), self._patches(validation, vary=False)
 
-    def _patches(self, dataset: Any, stream: int) -> Patches:
+    def _patches(self, dataset: Any, *, vary: bool) -> Patches:
         loaded = (dataset.load_case(name) for name in dataset.identifiers)
         crops = [LabelledCrop.of(image[:][0], mask[:][0]) for image, mask, *_ in loaded]
-        plan = self.configuration_manager
-        rng = np.random.default_rng([self._seed, self.current_epoch, stream])
-        scales = self._get_deep_supervision_scales()
-        return Patches(crops, tuple(plan.patch_size), plan.batch_size, scales, rng)
+        planned, scales = self.configuration_manager, self._get_deep_supervision_scales()
+        plan = PatchPlan(tuple(planned.patch_size), planned.batch_size, tuple(planned.spacing), scales)
+        rng = np.random.default_rng([self._seed, self.current_epoch, vary])
+        return Patches(crops, plan, rng, vary=vary)
 
     def on_train_epoch_start(self) -> None:
         """As nnU-Net; the demo's learning rate then changes with every iteration."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 pytest.importorskip("torch")
 
-from retroln.nnunet.patches import LabelledCrop, Patches
+from retroln.nnunet.patches import LabelledCrop, Patches, PatchPlan
 
 SHAPE, PATCH = (20, 24, 28), (8, 8, 8)
 BIG, SMALL = 1, 2
@@ -27,58 +27,76 @@ def crop() -> LabelledCrop:
     return LabelledCrop.of(np.arange(mask.size, dtype=np.float32).reshape(SHAPE), mask)
 
 
-def patches(*crops: LabelledCrop, seed: int = 0) -> Patches:
-    return Patches(crops or (crop(),), PATCH, 4, SCALES, np.random.default_rng(seed))
+def patches(*crops: LabelledCrop, seed: int = 0, vary: bool = False) -> Patches:
+    plan = PatchPlan(PATCH, 4, (3.0, 2.0, 2.0), SCALES)
+    return Patches(crops or (crop(),), plan, np.random.default_rng(seed), vary=vary)
 
 
-def places(batch: dict[str, Any]) -> list[tuple[NDArray[Any], bool]]:
-    """First voxel of each patch, and whether it is mirrored, read from the image."""
-    found = []
-    for image in batch["data"].numpy()[:, 0]:
-        mirrored = bool(image[0, 0, 0] > image[0, 0, 1])
-        found.append((np.array(np.unravel_index(int(image.min()), SHAPE)), mirrored))
-    return found
-
-
-def seen(batch: dict[str, Any], of: NDArray[Any]) -> list[NDArray[Any]]:
-    """The same patches of another array, as they lie in the batch."""
-    cut = []
-    for start, mirrored in places(batch):
-        part = of[tuple(slice(n, n + side) for n, side in zip(start, PATCH, strict=True))]
-        cut.append(part[:, :, ::-1] if mirrored else part)
-    return cut
+def boxes(batch: dict[str, Any]) -> list[tuple[slice, ...]]:
+    """Where upright patches lie in the crop, read from the image."""
+    starts = [np.unravel_index(round(float(image.min())), SHAPE) for image in batch["data"].numpy()]
+    return [tuple(slice(int(n), int(n) + side) for n, side in zip(s, PATCH, strict=True)) for s in starts]
 
 
 def shown(stream: Patches, answer: NDArray[Any] | None, batches: int) -> Counter[str]:
-    """What the patches of some batches show, while the network says `answer` of the crop."""
+    """How many patches show what, while the network says `answer` of the crop."""
     nodes, counted = crop().nodes, Counter[str]()
     for _ in range(batches):
-        batch = next(stream)
-        for part, start in zip(seen(batch, nodes), places(batch), strict=True):
-            counted["small"] += int((part == SMALL).sum() == 8)
-            counted["big"] += int((part == BIG).any())
-            box = [slice(n, n + side) for n, side in zip(start[0], PATCH, strict=True)]
+        lie = boxes(next(stream))
+        for box in lie:
+            counted["small"] += int((nodes[box] == SMALL).sum() == 8)
             counted["false"] += int(
-                all(b.start <= f.start and b.stop >= f.stop for b, f in zip(box, FALSE, strict=True))
+                all(b.start <= f.start and f.stop <= b.stop for b, f in zip(box, FALSE, strict=True))
             )
         if answer is not None:
-            stream.learn(np.stack(seen(batch, answer)).astype(np.float32))
+            stream.learn(np.stack([answer[box] for box in lie]).astype(np.float32))
     return counted
 
 
 def test_a_batch_is_the_image_and_its_nodes_at_every_scale() -> None:
     batch = next(patches())
-    assert batch["data"].shape == (4, 1, *PATCH) and batch["data"].dtype.is_floating_point
+    assert batch["data"].shape == (4, 1, *PATCH)
     fine, coarse = batch["target"]
     assert fine.shape == (4, 1, 8, 8, 8) and coarse.shape == (4, 1, 4, 4, 4)
-    np.testing.assert_array_equal(fine.numpy()[:, 0], np.stack(seen(batch, crop().nodes)) > 0)
+    for image, target, box in zip(batch["data"].numpy(), fine.numpy(), boxes(batch), strict=True):
+        np.testing.assert_allclose(image[0], crop().image[box], rtol=1e-5, atol=0.05)
+        np.testing.assert_array_equal(target[0], crop().nodes[box] > 0)
     np.testing.assert_array_equal(coarse.numpy(), fine.numpy()[:, :, ::2, ::2, ::2])
 
 
-def test_patches_are_mirrored_left_to_right_half_of_the_time() -> None:
-    stream = patches()
-    mirrored = [side for _ in range(100) for _, side in places(next(stream))]
-    assert 0.4 < np.mean(mirrored) < 0.6
+def test_varied_patches_are_mirrored_half_of_the_time_and_turned_a_little() -> None:
+    turns = np.array([patches(seed=seed, vary=True)._turn() for seed in range(200)])
+    mirrored = turns[:, 2, 2] < 0
+    assert 0.4 < mirrored.mean() < 0.6
+    assert (turns[:, 0, 0] > 0.8).all() and (turns[:, 1, 1] > 0.8).all()
+    to_mm = np.diag([3.0, 2.0, 2.0])
+    for turn in turns:  # in millimetres nothing grows or shrinks by more than the stretch allows
+        sides = np.linalg.svd(to_mm @ turn @ np.linalg.inv(to_mm))[1]
+        assert np.abs(np.log(sides)).max() <= 0.12 + 1e-9
+
+
+def test_image_and_nodes_of_a_varied_patch_belong_together() -> None:
+    mask = crop().nodes > 0
+    stream = patches(LabelledCrop.of(mask.astype(np.float32), mask), vary=True)
+    for _ in range(20):
+        batch = next(stream)
+        image, target = batch["data"].numpy(), batch["target"][0].numpy()
+        assert (image[target == 1] >= 0.1).all() and (image[target == 0] <= 0.9).all()
+
+
+def test_false_findings_of_varied_patches_are_remembered_where_they_lie_in_the_crop() -> None:
+    stream = patches(vary=True)
+    marked = LabelledCrop.of(np.zeros(SHAPE, np.float32), np.zeros(SHAPE, np.uint8))
+    marked.image[FALSE] = 1.0
+    twin = patches(LabelledCrop(marked.image, crop().nodes), vary=True)
+    for _ in range(150):
+        next(stream)
+        stream.learn(next(twin)["data"].numpy()[:, 0])  # the network finds what is marked
+        twin.learn(np.zeros((4, *PATCH), np.float32))
+        if stream._false_places:
+            break
+    _, at = stream._false_places[0]
+    assert all(side.start - 1 <= n <= side.stop for n, side in zip(at, FALSE, strict=True))
 
 
 def test_small_nodes_are_drawn_as_often_as_large_ones() -> None:
@@ -115,12 +133,11 @@ def test_the_rim_of_a_node_is_no_false_finding() -> None:
     assert not stream._false_places
 
 
-def test_a_crop_smaller_than_a_patch_is_filled_up_on_both_sides() -> None:
+def test_a_crop_smaller_than_a_patch_goes_on_as_its_border() -> None:
     tiny = LabelledCrop.of(np.ones((4, 30, 5), np.float32), np.ones((4, 30, 5), np.uint8))
-    data = next(patches(tiny))["data"].numpy()
-    assert data.shape == (4, 1, *PATCH)
-    np.testing.assert_array_equal(data.sum((2, 3, 4))[:, 0], [4 * 8 * 5] * 4)
-    assert not data[:, 0, :2].any() and not data[:, 0, 6:].any()
+    batch = next(patches(tiny))
+    assert batch["data"].shape == (4, 1, *PATCH)
+    assert (batch["data"] == 1).all() and (batch["target"][0] == 1).all()
 
 
 def test_crops_without_any_node_are_drawn_from_all_the_same() -> None:

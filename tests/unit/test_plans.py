@@ -141,7 +141,7 @@ def test_reference_training_is_as_published(
 def test_demo_follows_the_fingerprint(written: dict[str, dict[str, Any]]) -> None:
     plan, config = written["demo"], configuration(written, "demo")
     assert config["spacing"] == [3.0, 2.0, 2.0]
-    assert config["patch_size"] == [32, 64, 64]
+    assert config["patch_size"] == [24, 40, 40]
     assert config["median_image_size_in_voxels"] == [67.0, 90.0, 75.0]
     found = plan["foreground_intensity_properties_per_channel"]["0"]
     assert found["mean"] == pytest.approx(0.75, abs=0.01)
@@ -156,7 +156,7 @@ def test_demo_network_is_small_and_takes_its_patch(written: dict[str, dict[str, 
     assert sum(p.numel() for p in net.parameters()) < 3e6
     with torch.inference_mode():
         outputs = net(torch.zeros(1, 1, *configuration(written, "demo")["patch_size"]))
-    assert outputs[0].shape == (1, 2, 32, 64, 64)
+    assert outputs[0].shape == (1, 2, 24, 40, 40)
 
 
 def test_profile_is_recorded_for_the_trainer(written: dict[str, dict[str, Any]]) -> None:
