@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from retroln.catalog.accounting import Accounting, CaseOutcome
 from retroln.errors import UserError
 from retroln.files import write_json
+from retroln.nnunet.arithmetic import Machine
 from retroln.report.terminal import figure_table, stage_table
 from retroln.settings import Settings, TrainSpec
 from retroln.steps.phantom_cohort import CohortSpec, write_cohort
@@ -69,6 +71,7 @@ def run_demo() -> int:
         "paste_back_exact": _paste_back_exact(settings),
         "rerun": {"wall_s": round(rerun_wall_s, 1), "done": sum(a.done for a in rerun.values())},
         "wall_s": round(time.monotonic() - begun, 1),
+        "machine": asdict(Machine.here(settings.arithmetic)),
     }
     write_json(FOLDER / "summary.json", document)
     _show_demo(stages, rerun, figures, document)
@@ -243,7 +246,8 @@ def _show_demo(
     model = document["model"]
     console.print(f"champion: {model['name']} version {model['version']} ({STAND_IN})")
     console.print(f"case pages: {FOLDER}/store/predictions/*/*/*/page.html", soft_wrap=True)
-    console.print(f"summary: {FOLDER}/summary.json, wall {document['wall_s']} s")
+    console.print(f"summary: {FOLDER}/summary.json", soft_wrap=True)
+    console.print(f"{document['wall_s']:.0f} s on {Machine(**document['machine'])}", soft_wrap=True)
 
 
 @contextmanager

@@ -24,5 +24,6 @@ assert real["stages"]["infer"]["done"] == 1, real["stages"]
 assert real["paste_back_exact"] is True
 found, alarms = network["sensitivity_ge10mm"], network["fp_per_volume"]
 print(f"sensitivity {found:.3f} at {alarms:.2f} FP per volume on {network['cases']} phantom patients")
+print("machine:", *(f"{name} {value}" for name, value in demo["machine"].items()))
 print(f"demo {demo['wall_s']:.0f} s; second pass {demo['rerun']['wall_s']:.0f} s")
 print("verdict: accounting balances, network well above the plain detector, paste back exact, rerun idle")

@@ -129,6 +129,43 @@ class ThisCpu:
             torch.set_num_threads(threads)
 
 
+@dataclass(frozen=True)
+class Machine:
+    """What a time was measured on.
+
+    Attributes:
+        cores: that this process may use.
+        float32_gflops: of torch's product of two matrices of 2048 x 2048, at its best of three.
+        arithmetic: of the demo's network.
+    """
+
+    cpu: str
+    cores: int
+    float32_gflops: float
+    arithmetic: str
+
+    @classmethod
+    def here(cls, asked: Asked = "auto") -> Machine:
+        """This machine now; whatever else runs on it slows it."""
+        return cls(_name(), len(os.sched_getaffinity(0)), round(_gflops(), 1), choose(asked).arithmetic)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.cpu}, {self.cores} cores, {self.float32_gflops:.0f} GFLOP/s in float32, {self.arithmetic}"
+        )
+
+
+def _gflops() -> float:
+    import torch
+
+    matrix, fastest = torch.ones(2048, 2048), math.inf
+    for _ in range(4):  # the first sets threads up
+        started = time.perf_counter()
+        torch.mm(matrix, matrix)
+        fastest = min(fastest, time.perf_counter() - started)
+    return 2 * 2048**3 / fastest / 1e9
+
+
 def _timed() -> Timing:
     import torch
 
@@ -165,10 +202,14 @@ def _timing(cpu: Probe) -> Timing:
     return timing
 
 
-def _described() -> str:
+def _described(wanted: tuple[str, ...] = ("model name", "flags", "CPU part", "Features")) -> list[str]:
     """The CPU's model and flags as Linux tells them, or what Python knows."""
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-        wanted = ("model name", "flags", "CPU part", "Features")
-        return "\n".join(sorted({line for line in lines if line.startswith(wanted)}))
-    return f"{platform.machine()} {platform.processor()}"
+        if found := sorted({line for line in lines if line.startswith(wanted)}):
+            return found
+    return [f"machine: {platform.machine()} {platform.processor()}".rstrip()]
+
+
+def _name() -> str:
+    return _described(("model name",))[0].split(":", 1)[1].strip()

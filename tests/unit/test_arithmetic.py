@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from retroln.nnunet.arithmetic import Asked, ThisCpu, Timing, autocast, choose, of_network
+from retroln.nnunet.arithmetic import Asked, Machine, ThisCpu, Timing, autocast, choose, of_network
 
 AVX2_ALONE = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
 FASTER, SLOWER = Timing(float32_s=0.010, bf16_s=0.004), Timing(float32_s=0.010, bf16_s=1.0)
@@ -123,3 +123,10 @@ def test_a_network_computes_in_what_was_chosen(arithmetic: str, dtype: str) -> N
 
     with autocast(arithmetic):
         assert str((torch.ones(2, 2) @ torch.ones(2, 2)).dtype) == dtype
+
+
+def test_the_machine_is_named_beside_a_time() -> None:
+    here = Machine.here("float32")
+    assert here.cpu and here.cores >= 1 and here.float32_gflops > 0
+    machine = Machine("A CPU", 2, 81.4, "float32")
+    assert str(machine) == "A CPU, 2 cores, 81 GFLOP/s in float32, float32"
