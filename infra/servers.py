@@ -94,6 +94,15 @@ def make_database(url: str, name: str) -> str:
     return f"{url.rpartition('/')[0]}/{name}"
 
 
+def make_catalog(url: str, name: str) -> str:
+    """Create database `name` beside the one of `url` with a catalog's empty tables; returns its URL."""
+    from retroln.catalog.database import upgrade_database
+
+    made = make_database(url, name)
+    upgrade_database(made)
+    return made
+
+
 def _s3_keys(folder: Path) -> tuple[str, str]:
     """The keys in SeaweedFS's own file of identities, made on first use."""
     if not (folder / "s3.json").exists():

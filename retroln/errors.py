@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -144,3 +145,28 @@ class UnavailableError(UserError):
     """A server (object store, catalog, tracking) does not answer; trying again later may help."""
 
     exit_code = 12
+
+
+class RefusedError(UserError):
+    """A server or a disk answers and cannot do it: full, read-only, damaged; waiting does not help."""
+
+    exit_code = 13
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What an error of a server, a driver or a disk means to RetroLN.
+
+    Attributes:
+        kind: the error to raise; `UnavailableError` alone is worth another try.
+        what: what is the matter, to follow the name of the server: "is read-only".
+        fix: what a person can do.
+    """
+
+    kind: type[UserError]
+    what: str
+    fix: str
+
+    def error(self, subject: str, *, file: str | Path | None = None, got: str | None = None) -> UserError:
+        """The error to raise, about `subject`: "the catalog", "the object store"."""
+        return self.kind(f"{subject} {self.what}", file=file, got=got, fix=self.fix)

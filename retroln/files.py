@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -11,7 +12,49 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from retroln.errors import Meaning, RefusedError, UnavailableError, UserError
+
 _CHUNK_BYTES = 1 << 20
+
+_FULL = Meaning(
+    RefusedError, "has no room left", "free space, or raise the quota or the limit on the size of files"
+)
+_READ_ONLY = Meaning(RefusedError, "is read-only", "choose a place that can be written")
+_NO_RIGHT = Meaning(RefusedError, "refuses this user", "give the user the right, or choose another place")
+_BROKEN = Meaning(RefusedError, "has a fault of its own", "look at the system's log, and check the disk")
+_AWAY = Meaning(UnavailableError, "is away", "check the network file system, then try again")
+_BY_ERRNO = {
+    errno.EACCES: _NO_RIGHT,
+    errno.EDQUOT: _FULL,
+    errno.EFBIG: _FULL,
+    errno.EHOSTDOWN: _AWAY,
+    errno.EHOSTUNREACH: _AWAY,
+    errno.EIO: _BROKEN,
+    errno.ENOSPC: _FULL,
+    errno.ENOTCONN: _AWAY,
+    errno.EPERM: _NO_RIGHT,
+    errno.EROFS: _READ_ONLY,
+    errno.ESTALE: _AWAY,
+    errno.ETIMEDOUT: _AWAY,
+    errno.EUCLEAN: _BROKEN,
+}
+
+
+def disk_refusal(error: OSError) -> UserError | None:
+    """What the disk cannot do, by name and with the fix; None for an error that says nothing of it."""
+    meaning = _BY_ERRNO.get(error.errno or 0)
+    return meaning.error("the disk", file=error.filename, got=error.strerror) if meaning else None
+
+
+@contextmanager
+def naming_disk_refusals() -> Iterator[None]:
+    """Raise `OSError` that tells of the disk as `RefusedError` or `UnavailableError`; decorates, too."""
+    try:
+        yield
+    except OSError as error:
+        if refusal := disk_refusal(error):
+            raise refusal from error
+        raise
 
 
 @contextmanager

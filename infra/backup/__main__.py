@@ -13,6 +13,7 @@ import click
 from infra.backup.restore import restore
 from infra.backup.save import save
 from infra.stack.plan import Stack
+from retroln.errors import UserError
 
 
 @click.group()
@@ -48,7 +49,7 @@ def _stack_of(folder: Path) -> Stack:
 def _told(do: Callable[[Callable[[str], None]], None]) -> None:
     try:
         do(lambda what: click.echo(f"  {what} ..."))
-    except RuntimeError as error:
+    except (RuntimeError, UserError) as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(1)
 

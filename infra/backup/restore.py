@@ -12,7 +12,7 @@ from pathlib import Path
 from infra import postgres
 from infra.backup.manifest import verify
 from infra.backup.parts import JOURNALS, require_empty, run_as_superuser
-from infra.stack import programs
+from infra.stack import programs, provision
 from infra.stack.lifecycle import start_storage
 from infra.stack.plan import DATABASES, Stack
 from infra.stack.supervisor import Supervisor
@@ -23,6 +23,7 @@ def restore(stack: Stack, folder: Path, *, tell: Callable[[str], None]) -> None:
 
     Raises:
         RuntimeError: the backup is not whole or damaged, or the stack's folder is not empty.
+        UserError: the backup is a newer RetroLN's.
     """
     tell("checking every file of the backup")
     verify(folder)
@@ -40,6 +41,7 @@ def restore(stack: Stack, folder: Path, *, tell: Callable[[str], None]) -> None:
         for name in DATABASES:
             command = ["pg_restore", "--exit-on-error", "--single-transaction", "--dbname", name]
             run_as_superuser(stack, [*command, str(folder / "databases" / f"{name}.dump")])
+        provision.upgrade_catalog(stack)
         tell("objects")
         _restore_objects(stack, folder)
     finally:

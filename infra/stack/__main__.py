@@ -10,6 +10,7 @@ import click
 from infra.stack.lifecycle import down, rotate, up
 from infra.stack.plan import Stack
 from infra.stack.supervisor import Supervisor
+from retroln.errors import UserError
 
 
 @click.group()
@@ -49,7 +50,7 @@ def _tell(what: str) -> None:
 def _or_exit(do: Callable[[], None]) -> None:
     try:
         do()
-    except RuntimeError as error:
+    except (RuntimeError, UserError) as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(1)
 

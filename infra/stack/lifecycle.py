@@ -14,7 +14,7 @@ from infra.stack import programs, provision
 from infra.stack.deploy import deploy
 from infra.stack.health import answers
 from infra.stack.plan import TELEMETRY_OFF, Stack, new_secrets
-from infra.stack.supervisor import Supervisor
+from infra.stack.supervisor import Supervisor, is_worker
 
 STORAGE = ("postgres", "seaweedfs")
 """Programs that keep what the others work on."""
@@ -25,6 +25,7 @@ def up(stack: Stack, *, shard_workers: int = 1, webhook: bool = False, tell: Cal
 
     Raises:
         RuntimeError: a port is taken by somebody else, or a program does not start.
+        UserError: the catalog is a newer RetroLN's.
     """
     stack.write_files()
     supervisor = Supervisor(stack.home)
@@ -36,6 +37,7 @@ def up(stack: Stack, *, shard_workers: int = 1, webhook: bool = False, tell: Cal
     supervisor.configure([*servers, *workers])
     tell("PostgreSQL, SeaweedFS")
     start_storage(stack, supervisor, superuser)
+    upgrade_catalog(stack, supervisor, tell)
     tell("Prefect, MLflow")
     start_services(stack, supervisor)
     provision.make_mlflow_users(stack)
@@ -54,6 +56,15 @@ def start_storage(stack: Stack, supervisor: Supervisor, superuser_password: str)
     provision.make_databases(stack, superuser_password)
     supervisor.wait_for("seaweedfs", stack.s3("admin").takes_objects)
     provision.make_buckets(stack)
+
+
+def upgrade_catalog(stack: Stack, supervisor: Supervisor, tell: Callable[[str], None]) -> None:
+    """Bring the catalog's tables to this RetroLN's schema; workers, which know another one, stop before."""
+    if provision.is_catalog_current(stack):
+        return
+    tell("the catalog's tables")
+    supervisor.stop(*filter(is_worker, supervisor.states()))
+    provision.upgrade_catalog(stack)
 
 
 def start_services(stack: Stack, supervisor: Supervisor) -> None:

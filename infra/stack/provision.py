@@ -34,6 +34,25 @@ def _exists(connection: Any, table: str, column: str, name: str) -> bool:
     return bool(connection.execute(f"SELECT 1 FROM {table} WHERE {column} = %s", (name,)).fetchone())
 
 
+def is_catalog_current(stack: Stack) -> bool:
+    """Whether the catalog's tables are those of this RetroLN."""
+    from retroln.catalog.database import revision_at
+    from retroln.catalog.revisions import WANTED
+
+    return revision_at(*_catalog(stack)) == WANTED
+
+
+def upgrade_catalog(stack: Stack) -> None:
+    """What `retroln catalog upgrade` does, by the login that the workers have: it owns the database."""
+    from retroln.catalog.database import upgrade_database
+
+    upgrade_database(*_catalog(stack))
+
+
+def _catalog(stack: Stack) -> tuple[str, str]:
+    return stack.database_url("retroln", "psycopg"), stack.secrets["postgres"]["retroln"]
+
+
 def make_buckets(stack: Stack) -> None:
     """The buckets that are missing."""
     with closing(stack.s3("admin").client()) as client:

@@ -25,8 +25,9 @@ class Catalog(
 ):
     """All queries over one database; safe to share between threads, one per process.
 
-    Each method is one transaction and returns frozen records. Besides the errors it names, every
-    method may raise `UnavailableError` (the database does not answer) and `ConflictError`.
+    Each method is one transaction and returns frozen records. Besides the errors it names, every method
+    may raise `UnavailableError` (the database does not answer), `RefusedError` (it cannot do it: no room,
+    read-only; see `refusals`) and `ConflictError`.
     """
 
     def __init__(self, database: Database) -> None:
@@ -34,9 +35,9 @@ class Catalog(
 
     @classmethod
     def open(cls, url: str, password: str | None = None) -> Catalog:
-        """Open (and create, and migrate to head) the catalog at a SQLite or PostgreSQL URL.
+        """Open the catalog at a SQLite or PostgreSQL URL.
 
-        The folder of a SQLite file is made. Errors: see `database.open_database`.
+        A SQLite file, its folder included, is made and migrated. Errors: see `database.open_database`.
         """
         return cls(open_database(url, password))
 

@@ -1,4 +1,4 @@
-"""Connections, transactions and migration to head, for SQLite and PostgreSQL alike."""
+"""Connections and transactions, for SQLite and PostgreSQL alike."""
 
 from __future__ import annotations
 
@@ -13,26 +13,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.orm import Session
 
-from retroln.errors import (
-    ConflictError,
-    MissingExtraError,
-    RetroLNError,
-    SettingsError,
-    UnavailableError,
-    UserError,
-)
+from retroln.catalog import revisions
+from retroln.catalog.refusals import BUSY, meaning_of, translated
+from retroln.errors import MissingExtraError, RefusedError, SettingsError
 
 _BUSY_TIMEOUT_S = 60
-_MIGRATION_LOCK = 0x526574726F4C4E  # "RetroLN"; PostgreSQL advisory lock
 
 
 class Database:
-    """An engine at head, with one transaction per block."""
+    """An engine on a catalog of the wanted schema, with one transaction per block."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -48,13 +42,13 @@ class Database:
     @contextmanager
     def reading(self) -> Iterator[Session]:
         """One consistent read transaction."""
-        with _translated(self._engine.url), Session(self._engine) as session, session.begin():
+        with translated(self._engine.url), Session(self._engine) as session, session.begin():
             yield session
 
     @contextmanager
     def writing(self) -> Iterator[Session]:
         """One write transaction: all of it or nothing. On SQLite it waits for its turn at the start."""
-        with _translated(self._engine.url), Session(self._writer) as session, session.begin():
+        with translated(self._engine.url), Session(self._writer) as session, session.begin():
             yield session
 
     def close(self) -> None:
@@ -63,31 +57,78 @@ class Database:
 
 
 def open_database(url: str, password: str | None = None) -> Database:
-    """Connect, create what is missing and migrate to head; many processes may do so at once.
+    """Connect to a catalog whose schema is the wanted one; many processes may do so at once.
 
-    `password` is used when the URL names a user and holds none.
+    A SQLite file is made and migrated first. On PostgreSQL `upgrade_database` alone does that.
+
+    Args:
+        url: the database's address.
+        password: used when the URL names a user and holds none.
 
     Raises:
         SettingsError: the URL is unusable, or the server refuses the login.
         MissingExtraError: PostgreSQL without psycopg.
-        UnavailableError: the server does not answer, or the folder cannot be written.
-        UserError: the catalog was migrated by a newer RetroLN.
+        UnavailableError: the server does not answer.
+        RefusedError: the folder cannot be made, the disk is full; see `refusals`.
+        UserError: the schema is older or newer than this RetroLN's, or another program's.
     """
+    engine = _connect(url, password)
+    with _kept_if_well(engine):
+        if engine.dialect.name == "sqlite":
+            _use_write_ahead_log(engine)
+            if _revision(engine) != revisions.WANTED:
+                revisions.upgrade(engine)
+        else:
+            revisions.require_wanted(engine)
+    return Database(engine)
+
+
+def upgrade_database(url: str, password: str | None = None) -> str | None:
+    """Make or migrate the catalog's tables, whatever the database, and return the revision before.
+
+    Of many who do so at once one does it; the others wait and find it done. Errors: as `open_database`.
+    """
+    engine = _connect(url, password)
+    with _kept_if_well(engine):
+        if engine.dialect.name == "sqlite":
+            _use_write_ahead_log(engine)
+        before = revisions.upgrade(engine)
+    engine.dispose()
+    return before
+
+
+def revision_at(url: str, password: str | None = None) -> str | None:
+    """The revision of the catalog's schema, or None; migrates nothing. Errors: as `open_database`."""
+    engine = _connect(url, password)
+    with _kept_if_well(engine):
+        found = _revision(engine)
+    engine.dispose()
+    return found
+
+
+def _revision(engine: Engine) -> str | None:
+    with engine.connect() as connection:
+        return revisions.read_revision(connection)
+
+
+def _connect(url: str, password: str | None) -> Engine:
     address = _address(url)
     if address.username and address.password is None and password is not None:
         address = address.set(password=password)
     if address.get_backend_name() == "sqlite" and address.database not in (None, "", ":memory:"):
         _create_parent(Path(str(address.database)))
-    engine = _create_engine(address)
+    return _create_engine(address)
+
+
+@contextmanager
+def _kept_if_well(engine: Engine) -> Iterator[None]:
+    """A block that opens a database: after an error no connection stays."""
     try:
-        with _translated(address):
-            if address.get_backend_name() == "sqlite":
-                _use_write_ahead_log(engine)
-            _migrate(engine)
+        with translated(engine.url):
+            yield
     except BaseException:
         engine.dispose()
         raise
-    return Database(engine)
 
 
 def _address(url: str) -> URL:
@@ -115,7 +156,10 @@ def _create_parent(path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UnavailableError("the catalog's folder cannot be made", file=path, got=str(error)) from error
+        fix = "choose a place that can be written in RETROLN_CATALOG_URL"
+        raise RefusedError(
+            "the catalog's folder cannot be made", file=path, got=str(error), fix=fix
+        ) from error
 
 
 def _create_engine(address: URL) -> Engine:
@@ -159,35 +203,10 @@ def _use_write_ahead_log(engine: Engine) -> None:
             with closing(engine.raw_connection()) as connection:
                 connection.cursor().execute("PRAGMA journal_mode = WAL")
             return
-        except (sqlite3.DatabaseError, OperationalError) as error:
-            if "locked" not in str(error) or time.monotonic() > deadline:
-                raise UnavailableError(
-                    "the catalog cannot be opened", file=engine.url.database, got=str(error)
-                ) from error
+        except (sqlite3.Error, DBAPIError) as error:
+            if meaning_of(error) is not BUSY or time.monotonic() > deadline:
+                raise
             time.sleep(0.05)
-
-
-def _migrate(engine: Engine) -> None:
-    """Upgrade inside one transaction that others wait for; whoever comes second finds it done."""
-    from alembic import command
-    from alembic.config import Config
-    from alembic.util import CommandError
-
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
-    config.set_main_option("path_separator", "os")
-    with engine.execution_options(immediate=True).begin() as connection:
-        if engine.dialect.name == "postgresql":
-            connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _MIGRATION_LOCK})
-        config.attributes["connection"] = connection
-        try:
-            command.upgrade(config, "head")
-        except CommandError as error:
-            raise UserError(
-                "the catalog was made by another version of RetroLN",
-                got=str(error),
-                fix="install the newer RetroLN that last opened it",
-            ) from error
 
 
 def _dispose_after_fork(engine: Engine) -> None:
@@ -199,36 +218,3 @@ def _dispose_after_fork(engine: Engine) -> None:
             inherited.dispose(close=False)
 
     os.register_at_fork(after_in_child=forget)
-
-
-@contextmanager
-def _translated(url: URL) -> Iterator[None]:
-    shown = url.render_as_string(hide_password=True)
-    try:
-        yield
-    except RetroLNError:
-        raise
-    except IntegrityError as error:
-        raise ConflictError("the catalog refused", file=shown, got=_first_line(error)) from error
-    except OperationalError as error:
-        raise _no_answer(error, shown) from error
-    except DBAPIError as error:
-        if "append-only" in str(error.orig):
-            raise ConflictError("the catalog refused", file=shown, got=_first_line(error)) from error
-        raise
-
-
-def _no_answer(error: OperationalError, shown: str) -> UserError:
-    line = _first_line(error)
-    if "authentication failed" in line:
-        return SettingsError(
-            "the catalog refused the login",
-            file=shown,
-            fix="mend RETROLN_CATALOG_URL or RETROLN_CATALOG_PASSWORD",
-        )
-    fix = "check that the database runs and can be written, then try again"
-    return UnavailableError("the catalog does not answer", file=shown, got=line, fix=fix)
-
-
-def _first_line(error: DBAPIError) -> str:
-    return (str(error.orig).splitlines() or [""])[0]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
+from typing import NoReturn
 
 import click
 
 from retroln.errors import UserError
+from retroln.files import disk_refusal
 
 _COMMANDS = {
     "landmarks": "landmarks",
@@ -30,6 +32,7 @@ _COMMANDS = {
     "withdraw": "withdraw",
     "source": "source",
     "weights": "weights",
+    "catalog": "catalog",
     "doctor": "doctor",
 }
 
@@ -64,8 +67,11 @@ def main() -> None:
     try:
         cli.main(standalone_mode=False)
     except UserError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
+        _stop(error)
+    except OSError as error:
+        if (refusal := disk_refusal(error)) is None:
+            raise
+        _stop(refusal)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -74,3 +80,8 @@ def main() -> None:
     except click.Abort:
         click.echo("stopped", err=True)
         sys.exit(130)
+
+
+def _stop(error: UserError) -> NoReturn:
+    click.echo(f"error: {error}", err=True)
+    sys.exit(error.exit_code)

@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeVar
 from retroln.catalog.accounting import CaseOutcome, Outcome
 from retroln.catalog.catalog import Catalog
 from retroln.catalog.records import ScanRecord
-from retroln.errors import UnavailableError
+from retroln.errors import RefusedError, UnavailableError
 from retroln.settings import Settings
 from retroln.steps.cases import OnOutcome, guarded, run_cases
 from retroln.steps.outages import riding_out
@@ -59,6 +59,7 @@ class Job:
 
         Raises:
             UnavailableError: the catalog stayed away, so nothing was begun.
+            RefusedError: it cannot do it, so nothing was begun.
         """
         scan_id, lease_s = item.scan_id, self.settings.lease_s
         if not self._patiently(lambda: self.catalog.claim(scan_id, self.owner, lease_s)):
@@ -78,8 +79,8 @@ class Job:
         self._patiently(lambda: self.catalog.note_outcome(self.run_id, outcome, replacing=replacing))
 
     def release(self, scan_id: int) -> None:
-        """Give a scan back; if the catalog is away, the lease ends by itself."""
-        with suppress(UnavailableError):
+        """Give a scan back; if the catalog cannot take it, the lease ends by itself."""
+        with suppress(UnavailableError, RefusedError):
             self.catalog.release(scan_id, self.owner)
 
     def _if_waiting(self, item: Waiting) -> CaseOutcome:
@@ -96,7 +97,7 @@ class Job:
         """The case itself is recorded; its line in the ledger will say `lost` rather than undo that."""
         try:
             self.note(outcome)
-        except UnavailableError as error:
+        except (UnavailableError, RefusedError) as error:
             log.warning("%s was %s, which could not be noted: %s", outcome.case_id, outcome.outcome, error)
 
     def _patiently(self, call: Callable[[], Result]) -> Result:
@@ -115,6 +116,7 @@ def run_claimed(
         NotFoundError: a scan is not in the catalog.
         UnavailableError: the catalog stayed away for longer than patience lasts; scans not yet begun
             stay as they are.
+        RefusedError: it cannot do it (no room, read-only); the same holds.
     """
     waiting = riding_out(lambda: job.catalog.case_ids(scan_ids), job.settings.patience_s)
     scan_of = {case_id: scan_id for scan_id, case_id in waiting.items()}

@@ -17,7 +17,7 @@ from retroln.catalog.records import (
     ScanRecord,
 )
 from retroln.catalog.states import ScanState
-from retroln.errors import InputError, LandmarkError, UnavailableError, naming
+from retroln.errors import InputError, LandmarkError, RefusedError, UnavailableError, naming
 from retroln.files import sha256_file, sha256_json, write_json
 from retroln.imaging import nifti
 from retroln.imaging.geometry import Grid
@@ -86,7 +86,8 @@ def prepare_case(settings: Settings, run_id: int, scan: ScanRecord) -> CaseOutco
     """Find the region of one scan and store its crop; quarantine what needs a person.
 
     Raises:
-        UnavailableError: a server is away, which is not the scan's fault: it stays `ingested`.
+        UnavailableError, RefusedError: a server is away or cannot do it, which is not the scan's fault: it
+            stays `ingested`.
     """
     workspace = open_workspace(settings)
     try:
@@ -95,7 +96,7 @@ def prepare_case(settings: Settings, run_id: int, scan: ScanRecord) -> CaseOutco
     except InputError as error:
         workspace.catalog.quarantine(scan.scan_id, error.reason, str(error), run_id)
         return CaseOutcome(scan.case_id, Outcome.QUARANTINED, error.reason, str(error))
-    except UnavailableError:
+    except (UnavailableError, RefusedError):
         raise
     except Exception as error:
         workspace.catalog.fail(scan.scan_id, type(error).__name__, str(error), run_id)

@@ -50,7 +50,7 @@ class Workspace:
 
 @lru_cache(maxsize=4)
 def open_workspace(settings: Settings) -> Workspace:
-    """Open the catalog (migrated to head) and both stores; one workspace per settings and process."""
+    """Open the catalog and both stores; one workspace per settings and process."""
     password = settings.catalog_password
     return Workspace(
         settings=settings,

@@ -30,7 +30,8 @@ class ObjectInfo:
 class ObjectStore(Protocol):
     """A flat name space of immutable-while-read objects. Keys pass `keys.safe_key` first.
 
-    Every method may raise `InputError` (reason `unsafe_key`) and `UnavailableError`.
+    Every method may raise `InputError` (reason `unsafe_key`), `UnavailableError` (away), `RefusedError` (no
+    room, read-only, a fault) and `SettingsError` (keys, address, certificate).
     A store opened read-only answers `ConflictError` to put and delete.
     """
 

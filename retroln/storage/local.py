@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO
 
 from retroln.errors import InputError, NotFoundError
-from retroln.files import atomic_path, sha256_bytes, sha256_file, write_bytes
+from retroln.files import atomic_path, naming_disk_refusals, sha256_bytes, sha256_file, write_bytes
 from retroln.storage.base import ObjectInfo, already_there, not_found, refused_write, require_sha256
 from retroln.storage.keys import is_hidden, safe_key, safe_prefix
 
@@ -49,12 +49,14 @@ class LocalStore:
         elif self._read_only:
             raise NotFoundError("no such folder", file=self._uri, fix="create it, or mend the address")
 
+    @naming_disk_refusals()
     def stat(self, key: str) -> ObjectInfo:
         """As `ObjectStore.stat`."""
         status = self._existing(key).stat()
         recorded = self._recorded(key)
         return _info(key, status, recorded[0] if len(recorded) == 1 else None)
 
+    @naming_disk_refusals()
     def get_file(self, key: str, path: Path) -> str:
         """As `ObjectStore.get_file`."""
 
@@ -65,6 +67,7 @@ class LocalStore:
         with atomic_path(path) as partial:
             return self._verified(key, copy)
 
+    @naming_disk_refusals()
     def put_file(self, path: Path, key: str, *, if_absent: bool = False) -> ObjectInfo:
         """As `ObjectStore.put_file`."""
         if not path.is_file():
@@ -72,6 +75,7 @@ class LocalStore:
         with path.open("rb") as stream:
             return self._put(stream, key, if_absent)
 
+    @naming_disk_refusals()
     def get_bytes(self, key: str) -> bytes:
         """As `ObjectStore.get_bytes`."""
         data = b""
@@ -84,6 +88,7 @@ class LocalStore:
         self._verified(key, read)
         return data
 
+    @naming_disk_refusals()
     def put_bytes(self, data: bytes, key: str, *, if_absent: bool = False) -> ObjectInfo:
         """As `ObjectStore.put_bytes`."""
         return self._put(BytesIO(data), key, if_absent)
@@ -92,6 +97,7 @@ class LocalStore:
         """As `ObjectStore.link`: the file itself."""
         return self._existing(key).as_uri()
 
+    @naming_disk_refusals()
     def delete(self, key: str) -> None:
         """As `ObjectStore.delete`."""
         path = self._path(key)
@@ -206,6 +212,7 @@ class LocalStore:
         return not entry.is_symlink() or (self._is_inside(Path(entry.path)) and not _is_circle(entry))
 
 
+@naming_disk_refusals()
 def _sorted_entries(folder: Path, key: str) -> list[tuple[str, os.DirEntry[str]]]:
     """Entries with their keys in S3's order: folders sort with their trailing slash."""
     start = f"{key}/" if key else ""

@@ -12,9 +12,10 @@ from io import BytesIO
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from retroln.errors import MissingExtraError, NotFoundError, SettingsError, UnavailableError
-from retroln.files import atomic_path, sha256_bytes, sha256_file
+from retroln.errors import MissingExtraError, NotFoundError, SettingsError
+from retroln.files import atomic_path, naming_disk_refusals, sha256_bytes, sha256_file
 from retroln.settings import Settings
+from retroln.storage import s3_refusals
 from retroln.storage.base import ObjectInfo, already_there, not_found, refused_write, require_sha256
 from retroln.storage.keys import is_hidden, safe_key, safe_prefix
 
@@ -27,13 +28,16 @@ _PART_BYTES = 16 << 20  # held in memory; 10,000, S3's limit, reach 160 GB
 _READ_ATTEMPTS = 4
 _MISSING = {"404", "NoSuchKey", "NotFound"}
 _TAKEN = {"412", "PreconditionFailed", "ConditionalRequestConflict"}
-_REFUSED = {"401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"}
 
 
 def open_s3(place: str, settings: Settings, *, read_only: bool = False) -> S3Store:
     """Open `bucket/prefix` with the endpoint and keys of `settings`; no request is made yet.
 
-    Raises `MissingExtraError` without boto3. Without keys in `settings` boto3 looks for its own.
+    Without keys in `settings` boto3 looks for its own.
+
+    Raises:
+        MissingExtraError: boto3 is not installed.
+        SettingsError: endpoint or region cannot be one.
     """
     try:
         import boto3
@@ -47,6 +51,9 @@ def open_s3(place: str, settings: Settings, *, read_only: bool = False) -> S3Sto
         retries={"max_attempts": 5, "mode": "standard"},
         connect_timeout=10,
         read_timeout=60,
+        # older servers store a trailing checksum as part of the object; RetroLN keeps its own sha256
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
         s3={"addressing_style": "path" if settings.s3_endpoint else "auto"},
     )
     access, secret = settings.s3_access_key, settings.s3_secret_key
@@ -59,7 +66,11 @@ def open_s3(place: str, settings: Settings, *, read_only: bool = False) -> S3Sto
         region_name=settings.s3_region,
         config=config,
     )
-    return S3Store(connect, bucket, prefix, read_only=read_only)
+    try:
+        return S3Store(connect, bucket, prefix, read_only=read_only)
+    except ValueError as error:  # boto3's word for an endpoint or region that cannot be one
+        fix = "mend RETROLN_S3_ENDPOINT (http://host:port) or RETROLN_S3_REGION"
+        raise SettingsError("the object store cannot have this address", got=str(error), fix=fix) from error
 
 
 class S3Store:
@@ -97,6 +108,7 @@ class S3Store:
             head = self._client.head_object(Bucket=self._bucket, Key=self._full(key))
         return ObjectInfo(key, head["ContentLength"], head["ETag"].strip('"'), head["Metadata"].get("sha256"))
 
+    @naming_disk_refusals()
     def get_file(self, key: str, path: Path) -> str:
         """As `ObjectStore.get_file`; a broken connection is tried again."""
 
@@ -108,6 +120,7 @@ class S3Store:
         with atomic_path(path) as copy:
             return self._retried(key, fetch)
 
+    @naming_disk_refusals()
     def put_file(self, path: Path, key: str, *, if_absent: bool = False) -> ObjectInfo:
         """As `ObjectStore.put_file`; large files travel in parts."""
         if not path.is_file():
@@ -218,38 +231,24 @@ class S3Store:
     @contextmanager
     def _translated(self, key: str, keep: tuple[type[Exception], ...] = ()) -> Iterator[None]:
         """Turn boto3's errors into RetroLN's, except the kinds in `keep`."""
-        from boto3.exceptions import Boto3Error
         from botocore.exceptions import BotoCoreError, ClientError
+        from botocore.parsers import ResponseParserError
 
         try:
             yield
         except keep:
             raise
         except ClientError as error:
-            raise self._meaning(error, key) from error
-        except (BotoCoreError, Boto3Error) as error:
-            raise self._unreachable(key, error) from error
+            raise self._refusal(error, key) from error
+        except (BotoCoreError, ResponseParserError) as error:
+            meaning = s3_refusals.of_failure(error)
+            raise meaning.error("the object store", file=f"{self.uri}/{key}", got=str(error)) from error
 
-    def _meaning(self, error: Any, key: str) -> Exception:
+    def _refusal(self, error: Any, key: str) -> Exception:
         code = str(error.response.get("Error", {}).get("Code", ""))
-        if code == "NoSuchBucket":
-            return NotFoundError("no such bucket", file=self.uri, fix="create it, or mend the address")
         if code in _MISSING:
             return not_found(self.uri, key)
         if code in _TAKEN:
             return already_there(self.uri, key)
-        if code in _REFUSED:
-            fix = "check RETROLN_S3_ACCESS_KEY, RETROLN_S3_SECRET_KEY and the bucket's policy"
-            return SettingsError("the object store refused", file=f"{self.uri}/{key}", got=code, fix=fix)
-        return self._unreachable(key, error)
-
-    def _unreachable(self, key: str, error: Exception) -> Exception:
-        from botocore.exceptions import NoCredentialsError
-
-        if isinstance(error, NoCredentialsError):
-            fix = "set RETROLN_S3_ACCESS_KEY and RETROLN_S3_SECRET_KEY"
-            return SettingsError("no keys for the object store", file=self.uri, fix=fix)
-        fix = "check that the server at RETROLN_S3_ENDPOINT runs, then try again"
-        return UnavailableError(
-            "the object store does not answer", file=f"{self.uri}/{key}", got=str(error), fix=fix
-        )
+        meaning = s3_refusals.of_reply(error)
+        return meaning.error("the object store", file=f"{self.uri}/{key}", got=str(error))

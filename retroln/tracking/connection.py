@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 from pydantic import SecretStr
 
-from retroln.errors import ConflictError, MissingExtraError, NotFoundError, UnavailableError
+from retroln.errors import MissingExtraError, RefusedError
 from retroln.settings import Settings
+from retroln.tracking.refusals import refusal
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -90,10 +91,22 @@ class Connection:
     def experiment_id(self) -> str:
         """The experiment's id; makes the experiment when it does not exist yet."""
         with translated(self.uri):
-            return self._find_experiment() or self._make_experiment()
+            return self.find_experiment() or self._make_experiment()
 
-    def _find_experiment(self) -> str | None:
-        found = self.client.get_experiment_by_name(self.experiment)
+    def find_experiment(self) -> str | None:
+        """The experiment's id, None when there is none yet.
+
+        Raises:
+            RefusedError: somebody deleted it, and MLflow keeps its name.
+        """
+        with translated(self.uri):
+            found = self.client.get_experiment_by_name(self.experiment)
+        if found and found.lifecycle_stage == "deleted":
+            identifier = found.experiment_id
+            raise RefusedError(
+                f"MLflow's experiment {self.experiment} was deleted",
+                fix=f"`mlflow experiments restore -x {identifier}`, or choose another RETROLN_EXPERIMENT",
+            )
         return str(found.experiment_id) if found else None
 
     def _make_experiment(self) -> str:
@@ -104,24 +117,24 @@ class Connection:
         try:
             return str(self.client.create_experiment(self.experiment, artifact_location=location))
         except MlflowException:
-            if made_by_another_process := self._find_experiment():
+            if made_by_another_process := self.find_experiment():
                 return made_by_another_process
             raise
 
 
 @contextmanager
 def translated(uri: str) -> Iterator[None]:
-    """Raise MLflow's refusals as `NotFoundError`, `ConflictError` or `UnavailableError` naming `uri`."""
+    """Raise MLflow's errors as RetroLN's: `UnavailableError` for outages alone, others by `refusals`."""
     from mlflow.exceptions import MlflowException
+    from requests import RequestException
+    from sqlalchemy.exc import DBAPIError
 
     try:
         yield
-    except MlflowException as error:
-        code = error.error_code
-        kind = {"RESOURCE_DOES_NOT_EXIST": NotFoundError, "RESOURCE_ALREADY_EXISTS": ConflictError}
-        what = f"MLflow refused or did not answer ({code})"
-        fix = f"check that MLflow at {uri} runs, is reachable and lets you in"
-        raise kind.get(code, UnavailableError)(what, got=str(error)[:400], fix=fix) from error
+    except (MlflowException, RequestException, DBAPIError) as error:
+        if named := refusal(error, uri):
+            raise named from error
+        raise
 
 
 @contextmanager

@@ -150,7 +150,9 @@ class MlflowRegistry:
     def versions(self) -> list[ModelVersion]:
         """Every version, the newest first; empty when the model was never registered."""
         with translated(self.connection.uri):
-            found = self.connection.client.search_model_versions(f"name = '{self.name}'", max_results=1000)
+            quote = '"' if "'" in self.name else "'"
+            wanted = f"name = {quote}{self.name}{quote}"
+            found = self.connection.client.search_model_versions(wanted, max_results=1000)
         aliases = self.aliases()
         return sorted((self._record(v, aliases) for v in found), key=lambda v: -v.version)
 

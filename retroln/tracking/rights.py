@@ -34,11 +34,13 @@ def rights(settings: Settings) -> Rights:
 
     Raises:
         SettingsError: the server refuses the login.
+        RefusedError: the experiment was deleted.
         UnavailableError: no answer within seconds.
     """
     connection = Connection.of(settings)
     with without_delay(), translated(connection.uri):
         who, may = _asked(connection) if connection.uri.startswith("http") else ("a file, no login", True)
+        connection.find_experiment()
         return Rights(who, may, len(MlflowRegistry(connection).versions()))
 
 

@@ -8,7 +8,14 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from infra.servers import S3Server, make_database, start_postgres, start_prefect, start_seaweedfs
+from infra.servers import (
+    S3Server,
+    make_catalog,
+    make_database,
+    start_postgres,
+    start_prefect,
+    start_seaweedfs,
+)
 from retroln.catalog.catalog import Catalog
 from retroln.settings import Settings
 from tests.servers.team import PREFECT_PAGE, Team
@@ -56,16 +63,24 @@ def s3_settings(s3_server: S3Server) -> Settings:
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def catalog_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def new_catalog_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Address of a catalog that does not exist yet, in either database."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/new/catalog.db"
     return make_database(request.getfixturevalue("postgres_url"), f"catalog{next(_number)}")
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def catalog_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Address of an empty catalog in either database; a SQLite file makes itself when it is opened."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/new/catalog.db"
+    return make_catalog(request.getfixturevalue("postgres_url"), f"catalog{next(_number)}")
+
+
 @pytest.fixture
 def catalog(catalog_url: str) -> Iterator[Catalog]:
-    """An empty catalog at head."""
+    """An empty catalog."""
     opened = Catalog.open(catalog_url)
     yield opened
     opened.close()

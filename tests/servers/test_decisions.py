@@ -24,6 +24,7 @@ from sqlalchemy.exc import DBAPIError
 from infra.ports import free_ports
 from retroln.catalog import migrations
 from retroln.catalog.catalog import Catalog
+from retroln.catalog.database import upgrade_database
 from retroln.catalog.models import ModelAudit
 from retroln.errors import ConflictError
 from retroln.settings import Settings
@@ -231,11 +232,11 @@ OLD_ROWS = [
 
 
 @pytest.fixture
-def migrated(catalog_url: str) -> Iterator[Catalog]:
+def migrated(new_catalog_url: str) -> Iterator[Catalog]:
     """A catalog whose audit had rows before its decisions were chained."""
-    if catalog_url.startswith("sqlite"):
-        Path(catalog_url.removeprefix("sqlite:///")).parent.mkdir(parents=True)
-    engine = create_engine(catalog_url)
+    if new_catalog_url.startswith("sqlite"):
+        Path(new_catalog_url.removeprefix("sqlite:///")).parent.mkdir(parents=True)
+    engine = create_engine(new_catalog_url)
     config = Config()
     config.set_main_option("script_location", str(Path(migrations.__file__).parent))
     config.set_main_option("path_separator", "os")
@@ -252,7 +253,8 @@ def migrated(catalog_url: str) -> Iterator[Catalog]:
                 {"action": action, "model": model, "n": number},
             )
     engine.dispose()
-    opened = Catalog.open(catalog_url)
+    upgrade_database(new_catalog_url)
+    opened = Catalog.open(new_catalog_url)
     yield opened
     opened.close()
 

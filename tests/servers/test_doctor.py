@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from infra.servers import S3Server, make_database
+from infra.servers import S3Server, make_catalog, make_database
 from retroln.cli.doctor import doctor
 from tests.servers.test_tracking import MlflowServer
 
@@ -89,10 +89,14 @@ def test_a_store_that_is_away_names_the_endpoint(ask: Doctor) -> None:
 
 class TestCatalog:
     def test_it_is_migrated_and_its_clock_is_read(self, ask: Doctor, postgres_url: str) -> None:
-        found = ask(RETROLN_CATALOG_URL=make_database(postgres_url, "doctor_well"))
+        found = ask(RETROLN_CATALOG_URL=make_catalog(postgres_url, "doctor_well"))
         assert found.exit_code == 0, found.stdout
         assert "migrated to 000" in _line(found, "catalog")
         assert " s from here" in _line(found, "catalog")
+
+    def test_tables_that_are_not_there_name_the_command(self, ask: Doctor, postgres_url: str) -> None:
+        found = ask(RETROLN_CATALOG_URL=make_database(postgres_url, "doctor_empty"))
+        _require_broken(found, "catalog", "holds no catalog yet", "`retroln catalog upgrade`")
 
     def test_a_wrong_password_is_not_shown(self, ask: Doctor, postgres_url: str) -> None:
         host = postgres_url.rpartition("@")[2]
@@ -110,7 +114,7 @@ class TestCatalog:
 def test_mlflow_and_prefect_that_are_away(ask: Doctor) -> None:
     url = f"http://127.0.0.1:{_closed_port()}"
     found = ask(RETROLN_MLFLOW_URI=url, PREFECT_API_URL=f"{url}/api")
-    _require_broken(found, "mlflow registry", "did not answer", "check that MLflow", "RETROLN_MLFLOW_URI")
+    _require_broken(found, "mlflow registry", "does not answer", "check that MLflow", "RETROLN_MLFLOW_URI")
     _require_broken(found, "prefect server", "does not answer", "PREFECT_API_URL ends in /api")
 
 

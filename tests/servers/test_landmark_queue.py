@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.servers import S3Server, make_database
+from infra.servers import S3Server, make_catalog
 from retroln.catalog.states import ScanState
 from retroln.imaging import nifti
 from retroln.imaging.phantom import Phantom, PhantomSpec, make_phantom, shifted_names
@@ -33,7 +33,7 @@ def platform(s3_server: S3Server, postgres_url: str, tmp_path: Path) -> Settings
         tmp_path,
         source_uri=f"{bucket}/source",
         store_uri=f"{bucket}/store",
-        catalog_url=make_database(postgres_url, f"queue{secrets.token_hex(4)}"),
+        catalog_url=make_catalog(postgres_url, f"queue{secrets.token_hex(4)}"),
         s3_endpoint=s3_server.endpoint,
         s3_access_key=s3_server.access_key,
         s3_secret_key=s3_server.secret_key,

@@ -20,6 +20,7 @@ from retroln.errors import (
     InputError,
     IntegrityError,
     NotFoundError,
+    RefusedError,
     SettingsError,
     UnavailableError,
 )
@@ -241,7 +242,7 @@ def test_a_large_file_streams(store: ObjectStore, tmp_path: Path):
 
 
 def test_a_put_whose_source_breaks_leaves_nothing(store: ObjectStore, tmp_path: Path):
-    with pytest.raises(OSError, match="Input/output error"):
+    with pytest.raises(RefusedError, match="Input/output error"):
         store.put_file(Path("/proc/self/mem"), "key")
     assert list(store.list()) == []
     assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".partial")]

@@ -5,6 +5,7 @@ import json
 import logging
 import multiprocessing
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -17,11 +18,13 @@ from pathlib import Path
 
 import pytest
 
-from retroln.errors import ConflictError, IntegrityError, NotFoundError, UserError
+from retroln.errors import ConflictError, IntegrityError, NotFoundError, RefusedError, UserError
 from retroln.settings import Settings
 from retroln.tracking import journal, traces
 from retroln.tracking import registry as registry_module
+from retroln.tracking.connection import Connection, translated
 from retroln.tracking.registry import MlflowRegistry, tree_sha256
+from retroln.tracking.rights import rights
 from retroln.tracking.runs import (
     attach,
     attached,
@@ -447,3 +450,28 @@ class TestTraces:
 
     def test_a_tag_that_no_run_has_finds_nothing(self, settings):
         assert traces.runs_tagged(settings, "dataset.version", "v-of-nobody") == []
+
+
+def test_an_experiment_that_was_deleted_is_named(settings):
+    gone = settings.model_copy(update={"experiment": f"gone-{secrets.token_hex(4)}"})
+    connection = Connection.of(gone)
+    identifier = connection.experiment_id
+    connection.client.delete_experiment(identifier)
+    with pytest.raises(RefusedError, match=f"was deleted; fix: `mlflow experiments restore -x {identifier}`"):
+        start(gone, name="t", params={})
+    with pytest.raises(RefusedError, match="was deleted"):
+        rights(gone)
+
+
+def test_an_apostrophe_in_the_models_name(settings):
+    registry = MlflowRegistry.of(
+        settings.model_copy(update={"model_name": f"St Mary's {secrets.token_hex(4)}"})
+    )
+    registry.connection.client.create_registered_model(registry.name)
+    assert registry.versions() == []
+
+
+def test_what_mlflow_refuses_is_no_outage(settings):
+    connection = Connection.of(settings)
+    with pytest.raises(RefusedError, match="INVALID_PARAMETER_VALUE"), translated(connection.uri):
+        connection.client.search_model_versions("name = 'a'b'")

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 from sqlalchemy import text
 
-from infra.servers import make_database
+from infra.servers import make_catalog
 from retroln.catalog.accounting import Accounting, CaseOutcome, Outcome
 from retroln.catalog.catalog import Catalog
 from retroln.catalog.records import DatasetRecord, ScanDraft, ScanRecord
@@ -161,7 +161,7 @@ def make_settings(kind: str, request: pytest.FixtureRequest, folder: Path) -> Se
         place = {
             "source_uri": f"{bucket}/source",
             "store_uri": f"{bucket}/store",
-            "catalog_url": make_database(url, f"withdraw{secrets.token_hex(4)}"),
+            "catalog_url": make_catalog(url, f"withdraw{secrets.token_hex(4)}"),
             "s3_endpoint": server.endpoint,
             "s3_access_key": server.access_key,
             "s3_secret_key": server.secret_key,

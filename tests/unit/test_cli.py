@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -107,6 +109,18 @@ def test_missing_file_is_one_line(retroln: Command, tmp_path: Path) -> None:
     missing = tmp_path / "none.nii.gz"
     arguments = ("--ct", str(missing), "--vertebrae", str(missing), "--output-dir", str(tmp_path / "out"))
     _require_one_line(retroln("crop", *arguments), 7, "none.nii.gz")
+
+
+def test_a_full_disk_is_one_line_with_the_fix(
+    retroln: Command, deliver: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, output = deliver("CASE", "P1"), tmp_path / "out"
+    little = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (20_000, 20_000))
+    monkeypatch.setattr(subprocess, "run", partial(subprocess.run, preexec_fn=little))
+    arguments = ("--ct", f"{folder}/ct.nii.gz", "--vertebrae", f"{folder}/vertebrae.nii.gz")
+    found = retroln("crop", *arguments, "--output-dir", str(output))
+    _require_one_line(found, 13, "the disk has no room left", "fix: free space")
+    assert not list(output.glob("*"))
 
 
 def test_unusable_image_is_one_line_with_the_fix(

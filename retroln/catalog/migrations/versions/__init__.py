@@ -1,1 +1,1 @@
-"""Alembic migrations of the catalog; `Catalog.open` runs them."""
+"""Alembic migrations of the catalog; `retroln.catalog.revisions` runs them."""

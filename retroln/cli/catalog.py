@@ -1,0 +1,30 @@
+"""The catalog's schema: looking at it, and the one command that migrates it on a server."""
+
+from __future__ import annotations
+
+import click
+
+from retroln.settings import Settings
+
+
+@click.group(invoke_without_command=True)
+@click.pass_context
+def catalog(context: click.Context) -> None:
+    """Show which schema the catalog has and which one this RetroLN works with."""
+    if context.invoked_subcommand is None:
+        from retroln.steps import schema
+
+        found = schema.read(Settings())
+        click.echo(f"schema {found.present or 'none'}, wanted {found.wanted}")
+
+
+@catalog.command()
+def upgrade() -> None:
+    """Bring the catalog's tables to the schema of this RetroLN. Back up and stop the workers before."""
+    from retroln.steps import schema
+
+    before = schema.upgrade(Settings())
+    if before.is_current:
+        click.echo(f"schema {before.wanted} already, nothing to do")
+    else:
+        click.echo(f"schema {before.present or 'none'} -> {before.wanted}")
