@@ -41,15 +41,20 @@ def run_cases(
     A case that meets a server that is away is tried again for `patience_s` seconds before it fails.
     An error of `on_outcome` ends the pass; cases that have not begun stay as they are.
     """
-    notify = on_outcome or (lambda outcome: None)
     outcomes = []
     with closing(_stream(function, items, case_id, processes, patience_s)) as stream:
         for outcome in stream:
-            if outcome.outcome in (Outcome.QUARANTINED, Outcome.FAILED):
-                log.info("%s %s: %s", outcome.case_id, outcome.outcome.value, outcome.detail)
-            notify(outcome)
+            tell(outcome, on_outcome)
             outcomes.append(outcome)
     return outcomes
+
+
+def tell(outcome: CaseOutcome, on_outcome: OnOutcome | None) -> None:
+    """Log a case that was held or failed, and hand the outcome on."""
+    if outcome.outcome in (Outcome.QUARANTINED, Outcome.FAILED):
+        log.info("%s %s: %s", outcome.case_id, outcome.outcome.value, outcome.detail)
+    if on_outcome:
+        on_outcome(outcome)
 
 
 def guarded(function: CaseFunction[Item], item: Item, case_id: str, patience_s: float = 0.0) -> CaseOutcome:

@@ -44,7 +44,9 @@ def test_killed_process_fails_its_own_case_alone() -> None:
     assert all(outcomes[name].outcome is Outcome.DONE for name in ("a", "b", "c"))
 
 
-def test_a_death_costs_the_cases_in_hand_a_process_each_and_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_death_costs_the_cases_in_hand_a_process_each_and_no_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     pools: list[int] = []
     pool_of = cases._pool
 
