@@ -11,9 +11,10 @@ from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
+from sqlalchemy import event
 
 from infra.servers import S3Server
-from retroln.catalog.accounting import Accounting, Outcome
+from retroln.catalog.accounting import Accounting, CaseOutcome, Outcome
 from retroln.imaging.phantom import Phantom
 from retroln.settings import Settings
 from retroln.steps import arrivals, ingest
@@ -61,14 +62,16 @@ def test_of_two_who_ingest_a_case_at_once_one_does_it_and_none_fails(
     assert catalog.claims() == []
 
 
-def test_a_skip_of_a_retry_leaves_what_is_noted_and_thousands_are_a_few_statements(shared: Settings) -> None:
+def test_a_skip_of_a_retry_leaves_what_is_noted_and_thousands_are_noted_at_once(shared: Settings) -> None:
     catalog = open_workspace(shared).catalog
-    run = Run.begin(shared, "ingest", {})
-    done = [ingest.CaseOutcome(f"C{number:05}", Outcome.DONE) for number in range(3)]
-    skipped = [ingest.CaseOutcome(f"C{number:05}", Outcome.SKIPPED) for number in range(10_000)]
-    worker = ingest.Intake(shared, run.run_id, "me")
-    worker.note(*done)
-    worker.note(*skipped)
+    run, statements = Run.begin(shared, "ingest", {}), []
+    done = [CaseOutcome(f"C{number:05}", Outcome.DONE) for number in range(3)]
+    skipped = [CaseOutcome(f"C{number:05}", Outcome.SKIPPED) for number in range(10_000)]
+    intake = ingest.Intake(shared, run.run_id, "me")
+    intake.note(*done)
+    event.listen(catalog.database.engine, "before_cursor_execute", lambda *about: statements.append(about[2]))
+    intake.note(*skipped)
+    assert len([one for one in statements if one.startswith("INSERT")]) == 1
     accounting, shown = run.settle_cases(one.case_id for one in skipped)
     assert (accounting, shown) == (Accounting(10_000, 3, 9_997, 0, 0), [])
     assert catalog.outcomes_of(run.run_id, Outcome.DONE) == done
