@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from posixpath import commonpath, dirname
 from typing import Self
 
 from retroln.catalog.accounting import CaseOutcome, Outcome
@@ -18,9 +20,10 @@ from retroln.steps.entry import CaseEntry
 from retroln.steps.identity import NO_KEY, Policy
 from retroln.steps.workspace import Workspace
 from retroln.storage.base import ObjectInfo, ObjectStore
-from retroln.storage.keys import safe_key
+from retroln.storage.keys import is_safe
 
 _CASES_AT_ONCE = 500  # whose records are in memory together
+_LISTED_PER_KEY = 50  # S3 lists so many objects at the cost of asking for one
 
 log = logging.getLogger(__name__)
 
@@ -29,8 +32,8 @@ log = logging.getLogger(__name__)
 class Listed:
     """A source whose single objects were listed at once; folders, and what the list lacks, are asked for.
 
-    So 10,000 cases cost a listing and no request each, and memory follows the number of cases, not that of
-    the slices in their folders.
+    So 10,000 cases cost a listing and no request each. Memory follows the number of cases, not that of the
+    slices in their folders, and cases that lie in a large archive do not cost a listing of all of it.
     """
 
     source: ObjectStore
@@ -40,8 +43,10 @@ class Listed:
     def of(cls, source: ObjectStore, entries: Sequence[CaseEntry]) -> Self:
         """List the objects that the entries name."""
         wanted = {key for entry in entries for key in entry.keys.values() if not key.endswith("/")}
-        listing = source.list() if wanted else ()
-        return cls(source, {info.key: info for info in listing if info.key in wanted})
+        wanted = {key for key in wanted if is_safe(key)}
+        listing = source.list(_common_folder(wanted)) if wanted else iter(())
+        met = islice(listing, _LISTED_PER_KEY * len(wanted))
+        return cls(source, {info.key: info for info in met if info.key in wanted})
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """As `ObjectStore.list`."""
@@ -49,7 +54,13 @@ class Listed:
 
     def stat(self, key: str) -> ObjectInfo:
         """As `ObjectStore.stat`, of the moment when the source was listed."""
-        return self.infos.get(safe_key(key)) or self.source.stat(key)
+        return self.infos.get(key) or self.source.stat(key)
+
+
+def _common_folder(keys: Collection[str]) -> str:
+    """Prefix of the folder that all the objects lie below."""
+    folder = commonpath([dirname(min(keys)), dirname(max(keys))])
+    return f"{folder}/" if folder else ""
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,14 @@ from pydantic import SecretStr
 from retroln.catalog.accounting import Accounting, CaseOutcome, Outcome
 from retroln.catalog.catalog import Catalog
 from retroln.catalog.records import ScanDraft, ScanRecord
-from retroln.errors import ConflictError, UnavailableError
+from retroln.errors import ConflictError, InputError, UnavailableError
 from retroln.settings import Settings
 from retroln.steps import arrivals, cases, ingest, outages
 from retroln.steps.cohort import CASES_FILE
 from retroln.steps.identity import Policy
 from retroln.steps.runs import Run
 from retroln.steps.workspace import open_workspace
+from retroln.storage.base import ObjectInfo
 from retroln.storage.local import LocalStore
 from tests.way import ingest_all
 
@@ -160,6 +161,36 @@ def test_nothing_is_started_and_no_object_asked_for_when_nothing_changed(
     assert {one.outcome for one in ingest_all(settings).values()} == {Outcome.SKIPPED}
     assert pools == [2]
     assert asked == ["all of ", "all of "]  # the cases, then what is behind them
+
+
+def test_of_a_large_archive_no_more_is_listed_than_is_worth_it(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = tmp_path / "source" / "archive"
+    (archive / "of" / "others").mkdir(parents=True)
+    for number in range(300):
+        (archive / "of" / "others" / f"{number:03}.nii.gz").touch()
+    (archive / "ours.nii.gz").write_bytes(b"ours")
+    (archive / "away.nii.gz").write_bytes(b"found before the others")
+    (tmp_path / "source" / CASES_FILE).write_text(
+        "case_id,patient_id,ct\nA,P,archive/away.nii.gz\nB,P,archive/ours.nii.gz\nC,P,../C.nii.gz\n"
+    )
+    entries, store = ingest.list_entries(settings), open_workspace(settings).source
+    listed, listing = [], LocalStore.list
+
+    def counted(self: LocalStore, prefix: str = "") -> Iterator[ObjectInfo]:
+        for info in listing(self, prefix):
+            listed.append((prefix, info.key))
+            yield info
+
+    monkeypatch.setattr(LocalStore, "list", counted)
+    at_once = arrivals.Listed.of(store, entries)
+    assert {prefix for prefix, _ in listed} == {"archive/"}
+    assert len(listed) == 2 * arrivals._LISTED_PER_KEY
+    assert set(at_once.infos) == {"archive/away.nii.gz"}
+    assert at_once.stat("archive/ours.nii.gz") == store.stat("archive/ours.nii.gz")
+    with pytest.raises(InputError, match="unsafe object key"):
+        at_once.stat("../C.nii.gz")
 
 
 def test_each_case_is_told_once_and_stands_in_the_ledger(settings: Settings, deliver: Deliver) -> None:
