@@ -19,6 +19,7 @@ from retroln.catalog.states import ScanState
 from retroln.settings import Settings
 from retroln.steps import cases
 from retroln.steps.workspace import open_workspace
+from tasks import artifacts
 from tasks.policy import using
 from tasks.stages import ingest_cases
 
@@ -107,6 +108,11 @@ def test_ingest_starts_one_pool_and_tells_of_every_case(
     sizes, pool_of, seen = [], cases._pool, []
     monkeypatch.setattr(cases, "_pool", lambda processes: sizes.append(processes) or pool_of(processes))
     monkeypatch.setattr("tasks.policy.listeners", [seen.append])
+    monkeypatch.setattr("tasks.artifacts.monotonic", lambda: 0.5)  # so little time passes
+    shown, show = [], artifacts.update_progress_artifact
+    monkeypatch.setattr(
+        "tasks.artifacts.update_progress_artifact", lambda *update: shown.append(update[1]) or show(*update)
+    )
     small = settings.model_copy(update={"shard_size": 1, "processes": 2})
     for outcome in ("done", "skipped"):
         seen.clear()
@@ -114,8 +120,10 @@ def test_ingest_starts_one_pool_and_tells_of_every_case(
         assert sorted((one.case_id, one.outcome.value) for one in seen) == [
             (f"C{n}", outcome) for n in range(3)
         ]
-        assert _artifacts(client, state.state_details.flow_run_id)["ingest-progress"] == "100.0"
+        assert float(_artifacts(client, state.state_details.flow_run_id)["ingest-progress"]) == 100.0
         assert sizes == [2]
+        assert shown.pop() == 100.0
+        assert shown == []
 
 
 def test_ingest_that_is_tried_again_counts_what_it_did_before(
