@@ -5,12 +5,17 @@
 A flow gives out shards as prepare does; each case is claimed, recorded as prepared, noted in the run's
 ledger and released, all of it real, but no image is read. Then the flow runs again over the unchanged
 cohort. Time per case is shown per tenth of the cohort, memory is this process's, growth that of the two
-databases.
+databases. Last, the flow ingest runs over a source of as many objects, all of them known: seconds, and
+milliseconds of CPU per case of the process that runs the flow and of those that it starts.
 """
 
 from __future__ import annotations
 
 import resource
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -22,8 +27,10 @@ from retroln.catalog.accounting import CaseOutcome, Outcome
 from retroln.catalog.records import CropDraft, LandmarksDraft, RoiDraft, ScanRecord
 from retroln.catalog.states import ScanState
 from retroln.settings import RoiSpec, Settings
-from retroln.steps import prepare
+from retroln.steps import ingest, prepare
+from retroln.steps.arrivals import Arrival, Listed
 from retroln.steps.claimed import Job, run_claimed
+from retroln.steps.identity import Policy
 from retroln.steps.runs import Run
 from retroln.steps.workspace import open_workspace
 from tests.stand_in import scan_without_image
@@ -53,6 +60,9 @@ def measure(cases: int) -> dict[str, Any]:
             "ms_per_case_by_tenth": per_tenth,
             "last_tenth_to_first": round(per_tenth[-1] / per_tenth[0], 2),
             "unchanged_pass_s": {str(cases // 10): small_idle_s, str(cases): _pass(here)},
+            "unchanged_ingest": _unchanged_ingest(
+                here.model_copy(update={"processes": 2}), stack, (cases // 10, cases)
+            ),
             "memory_mb": {"before": memory, "after": memory_after},
             "database_kb_per_case": {
                 name: round((after[name] - before[name]) / 1024 / (0.9 * cases), 2) for name in before
@@ -98,6 +108,55 @@ def mark_shard(settings: Settings, scan_ids: tuple[int, ...], run_id: int) -> in
     """Claim, record, note and release each scan."""
     job = Job(settings, run_id, "benchmark", partial(_record, settings, run_id), _waits)
     return len(run_claimed(job, scan_ids, on_outcome=lambda _: _moments.append(now())))
+
+
+def _unchanged_ingest(settings: Settings, stack: Stack, sizes: Sequence[int]) -> dict[str, dict[str, float]]:
+    """Passes of ingest over ever more cases that the catalog knows, the second of each size."""
+    figures, known = {}, 0
+    for size in sizes:
+        _deliver_known(settings, stack, range(known, size))
+        known = size
+        _ingest_pass(settings)
+        seconds, cpu_s = _ingest_pass(settings)
+        figures[str(size)] = {"s": round(seconds, 2), "cpu_ms_per_case": round(1000 * cpu_s / size, 2)}
+    return figures
+
+
+def _deliver_known(settings: Settings, stack: Stack, numbers: Iterable[int]) -> None:
+    """Objects of a few bytes, each recorded in the catalog as the CT of a case that was taken in."""
+    names = {f"I{number:05}" for number in numbers}
+    with closing(stack.s3("delivery").client()) as client, ThreadPoolExecutor(8) as pool:
+        keys = [f"{name}-patient/{name}/ct.nii.gz" for name in names]
+        for _ in pool.map(lambda key: client.put_object(Bucket="source", Key=key, Body=key.encode()), keys):
+            pass
+    workspace, policy = open_workspace(settings), Policy.of(settings)
+    entries = [entry for entry in ingest.list_entries(settings) if entry.case_id in names]
+    source, run = Listed.of(workspace.source, entries), Run.begin(settings, "fill", {})
+    for entry in entries:
+        fingerprint = Arrival.of(entry, None, source, (), policy).fingerprint
+        scan = replace(scan_without_image(entry.case_id), source_fingerprint=fingerprint)
+        workspace.catalog.add_scan(scan, run.run_id)
+    run.finish([])
+
+
+def _ingest_pass(settings: Settings) -> tuple[float, float]:
+    """One run of the flow ingest; its seconds by the clock and of CPU."""
+    from flows.ingest import ingest as flow_ingest
+    from tasks.policy import using
+
+    begun, used = now(), _cpu_s()
+    with using(settings):
+        state = flow_ingest(return_state=True)
+    accounting = state.result()
+    if accounting.skipped != accounting.n_in:
+        raise RuntimeError(str(accounting))
+    return now() - begun, _cpu_s() - used
+
+
+def _cpu_s() -> float:
+    """Seconds of CPU of this process and of those that it started and that have ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
 
 
 def _waits(scan: ScanRecord) -> bool:

@@ -47,6 +47,12 @@ def settle(run: Run, stage: str, backlog: Backlog) -> State[Accounting]:
     return end(run, stage, accounting, shown, remarks)
 
 
+def settle_cases(run: Run, stage: str, case_ids: Sequence[str]) -> tuple[Accounting, State[Accounting]]:
+    """End a run that answers for cases of the source; its accounting, and the flow's last state."""
+    accounting, shown = riding_out(lambda: run.settle_cases(case_ids), run.settings.patience_s)
+    return accounting, end(run, stage, accounting, shown)
+
+
 def finish(run: Run, stage: str, outcomes: Sequence[CaseOutcome]) -> State[Accounting]:
     """End a run that has every outcome in hand."""
     accounting = riding_out(lambda: run.finish(outcomes), run.settings.patience_s)

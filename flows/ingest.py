@@ -5,32 +5,23 @@ from __future__ import annotations
 from prefect import flow
 from prefect.client.schemas.objects import State
 
-from flows.accounting import DAY_S, begin, finish
-from flows.fan_out import Size
-from retroln.catalog.accounting import Accounting, Outcome
+from flows.accounting import DAY_S, begin, settle_cases
+from retroln.catalog.accounting import Accounting
 from tasks import events
 from tasks.artifacts import Progress
 from tasks.policy import settings_in_use
-from tasks.stages import ingest_shard, list_source
+from tasks.stages import ingest_cases, list_source
 
 
 @flow(name="ingest", flow_run_name="ingest", timeout_seconds=DAY_S)
-def ingest(shard_size: Size = 0) -> State[Accounting]:
-    """Validate, hash, canonicalise and record the CT that has arrived; unchanged cases are skipped.
-
-    Args:
-        shard_size: Cases per task; 0 takes RETROLN_SHARD_SIZE.
-    """
+def ingest() -> State[Accounting]:
+    """Validate, hash, canonicalise and record the CT that has arrived; unchanged cases are skipped."""
     settings = settings_in_use()
-    size = shard_size or settings.shard_size
-    with begin(settings, "ingest", {"source_uri": settings.source_uri, "shard_size": size}) as run:
+    with begin(settings, "ingest", {"source_uri": settings.source_uri}) as run:
         entries = list_source(settings)
         progress = Progress("ingest-progress", len(entries), "cases through ingest")
-        outcomes = []
-        for first in range(0, len(entries), size):
-            outcomes += ingest_shard(settings, entries[first : first + size], run.run_id)
-            progress.reach(len(outcomes))
-        state = finish(run, "ingest", outcomes)
-        if done := sum(outcome.outcome is Outcome.DONE for outcome in outcomes):
-            events.scans_ingested(settings, done)
+        ingest_cases(settings, entries, run.run_id, progress)
+        accounting, state = settle_cases(run, "ingest", [entry.case_id for entry in entries])
+        if accounting.done:
+            events.scans_ingested(settings, accounting.done)
         return state

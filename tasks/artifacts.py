@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from time import monotonic
 from typing import Any
 
 from prefect import runtime
@@ -17,6 +18,7 @@ from prefect.artifacts import (
 from retroln.catalog.accounting import Accounting, CaseOutcome, Outcome
 
 _ROWS = 500  # a table is to be read; the catalog has the rest
+_PROGRESS_S = 1.0  # thousands of known cases pass in less, and each step is a request
 
 
 def show_accounting(
@@ -73,19 +75,20 @@ class Progress:
     """A progress bar on the run's page, from 0 to `total`; nothing for runs with no work."""
 
     def __init__(self, key: str, total: int, description: str) -> None:
-        self._total, self._shown = total, 0.0
+        self._total, self._shown, self._shown_at = total, 0.0, 0.0
         self._artifact: Any = None
         if total and runtime.flow_run.get_id():
             self._artifact = create_progress_artifact(0.0, key=key, description=description)
 
     def reach(self, done: int) -> None:
-        """Show `done` of `total`; steps below one percent are not sent."""
+        """Show `done` of `total`; of steps below a percent or a second only the last is sent."""
         if self._artifact is None:
             return
         percent = 100.0 * done / self._total
-        if percent - self._shown >= 1.0 or (done >= self._total and percent != self._shown):
+        is_due = percent - self._shown >= 1.0 and monotonic() - self._shown_at >= _PROGRESS_S
+        if is_due or (done >= self._total and percent != self._shown):
             update_progress_artifact(self._artifact, percent)
-            self._shown = percent
+            self._shown, self._shown_at = percent, monotonic()
 
 
 def _row(outcome: CaseOutcome) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Tasks that may run on another machine (Dask) take `settings=None`: they read the
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import count
 from typing import Any
 
 from prefect import runtime, task
@@ -21,6 +22,7 @@ from retroln.steps.promote import Decision
 from retroln.steps.reconcile import Reconciled
 from retroln.steps.training import Candidate, Ticket
 from retroln.steps.workspace import open_workspace
+from tasks.artifacts import Progress
 from tasks.policy import log_epoch, log_outcome, settings_in_use
 
 OWNER = "flow-run/"
@@ -33,10 +35,18 @@ def list_source(settings: Settings) -> tuple[CaseEntry, ...]:
     return ingest.list_entries(settings)
 
 
-@task(retries=2, retry_delay_seconds=10, timeout_seconds=6 * _HOUR_S, cache_policy=NO_CACHE)
-def ingest_shard(settings: Settings, entries: tuple[CaseEntry, ...], run_id: int) -> list[CaseOutcome]:
-    """Ingest some cases; a retry finds what is done and skips it."""
-    return ingest.ingest(settings, entries, run_id=run_id, on_outcome=log_outcome)
+@task(retries=2, retry_delay_seconds=10, timeout_seconds=24 * _HOUR_S, cache_policy=NO_CACHE)
+def ingest_cases(
+    settings: Settings, entries: tuple[CaseEntry, ...], run_id: int, progress: Progress
+) -> list[CaseOutcome]:
+    """Ingest cases in one process pool; a retry goes on with what is left."""
+    passed = count(1)
+
+    def tell(outcome: CaseOutcome) -> None:
+        log_outcome(outcome)
+        progress.reach(next(passed))
+
+    return ingest.ingest(settings, entries, run_id=run_id, owner=owner(), on_outcome=tell)
 
 
 @task(retries=2, retry_delay_seconds=10, timeout_seconds=6 * _HOUR_S, cache_policy=NO_CACHE)

@@ -1,4 +1,4 @@
-"""Catalog, part claims: which worker has which scan in hand, for how long."""
+"""Catalog, part claims: which worker has which scan, or which case of the source, in hand, for how long."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, DateTime, Interval, delete, func, literal,
 from sqlalchemy.orm import Session
 
 from retroln.catalog.database import Database
-from retroln.catalog.models import Claim, Scan, UtcDateTime, utc_now
+from retroln.catalog.models import CaseClaim, Claim, Scan, UtcDateTime, utc_now
 from retroln.catalog.records import ClaimRecord, record_of
 from retroln.catalog.upsert import insert_into
 
@@ -34,31 +34,53 @@ class ClaimQueries:
             ConflictError: no such scan.
         """
         with self._database.writing() as session:
-            (now, expires_at), table = _now_and_in(lease_s, session), Claim.__table__
-            asked = insert_into(session, Claim).values(scan_id=scan_id, owner=owner, expires_at=expires_at)
-            taken = asked.on_conflict_do_update(
-                index_elements=[table.c.scan_id],
-                set_={"owner": asked.excluded.owner, "expires_at": asked.excluded.expires_at},
-                where=or_(table.c.owner == owner, table.c.expires_at <= now),
-            )
-            return session.scalar(taken.returning(table.c.scan_id)) is not None
+            return _take(session, Claim, {"scan_id": scan_id}, owner, lease_s)
 
     def release(self, scan_id: int, owner: str) -> None:
         """Give a scan back; nothing happens if `owner` has it no longer."""
         with self._database.writing() as session:
             session.execute(delete(Claim).where(Claim.scan_id == scan_id, Claim.owner == owner))
 
-    def release_all(self, owner: str) -> int:
-        """Give back whatever a worker has, which is known to be dead; returns how many scans."""
+    def claim_case(self, case_id: str, owner: str, lease_s: float) -> bool:
+        """As `claim`, for a case of the source, which may have no scan yet."""
         with self._database.writing() as session:
-            freed = session.scalars(delete(Claim).where(Claim.owner == owner).returning(Claim.scan_id))
-            return len(freed.all())
+            return _take(session, CaseClaim, {"case_id": case_id}, owner, lease_s)
+
+    def release_case(self, case_id: str, owner: str) -> None:
+        """As `release`, for a case of the source."""
+        with self._database.writing() as session:
+            session.execute(delete(CaseClaim).where(CaseClaim.case_id == case_id, CaseClaim.owner == owner))
+
+    def release_all(self, owner: str) -> int:
+        """Give back whatever a worker has, which is known to be dead; returns how many scans and cases."""
+        with self._database.writing() as session:
+            scans = session.scalars(delete(Claim).where(Claim.owner == owner).returning(Claim.scan_id)).all()
+            of_source = delete(CaseClaim).where(CaseClaim.owner == owner).returning(CaseClaim.case_id)
+            return len(scans) + len(session.scalars(of_source).all())
 
     def claims(self) -> list[ClaimRecord]:
-        """Every claim in scan order, also those whose lease has run out and that nobody took over."""
+        """Every claim, also those whose lease has run out and that nobody took over.
+
+        Those on scans come first, in scan order, then those on cases of the source, in case order.
+        """
         statement = select(Claim, Scan).join(Scan, Scan.id == Claim.scan_id).order_by(Claim.scan_id)
+        of_source = select(CaseClaim).order_by(CaseClaim.case_id)
         with self._database.reading() as session:
-            return [record_of(ClaimRecord, *row) for row in session.execute(statement).tuples()]
+            scans = [record_of(ClaimRecord, *row) for row in session.execute(statement).tuples()]
+            return scans + [record_of(ClaimRecord, row, scan_id=None) for row in session.scalars(of_source)]
+
+
+def _take(
+    session: Session, table: type[Claim] | type[CaseClaim], key: dict[str, Any], owner: str, lease_s: float
+) -> bool:
+    now, expires_at = _now_and_in(lease_s, session)
+    asked = insert_into(session, table).values(**key, owner=owner, expires_at=expires_at)
+    taken = asked.on_conflict_do_update(
+        index_elements=list(key),
+        set_={"owner": asked.excluded.owner, "expires_at": asked.excluded.expires_at},
+        where=or_(table.owner == owner, table.expires_at <= now),
+    )
+    return session.scalar(taken.returning(table.owner)) is not None
 
 
 def _now_and_in(lease_s: float, session: Session) -> tuple[ColumnElement[Any], ColumnElement[Any]]:

@@ -11,6 +11,13 @@ from retroln.catalog.scans import clean
 from retroln.catalog.states import ScanState
 from retroln.catalog.upsert import insert_into
 
+_OUTCOME_OF = {
+    ScanState.INGESTED: Outcome.DONE,
+    ScanState.PREPARED: Outcome.DONE,
+    ScanState.QUARANTINED: Outcome.QUARANTINED,
+}
+"""What a run did that brought a scan into a state."""
+
 
 class LedgerQueries:
     """Outcomes of runs; each method is one transaction."""
@@ -79,13 +86,18 @@ class LedgerQueries:
         inferred = (Prediction.scan_id == scan_id, Prediction.run_id == run_id)
         with self._database.reading() as session:
             event = session.scalars(events).first()
-            if event is not None and event.to_state == ScanState.QUARANTINED:
-                return CaseOutcome(event.case_id, Outcome.QUARANTINED, event.reason, event.detail)
-            if event is not None and event.to_state == ScanState.PREPARED:
-                return CaseOutcome(event.case_id, Outcome.DONE)
+            if event is not None and event.to_state in _OUTCOME_OF:
+                return _outcome_of(event)
             if session.scalars(select(Prediction.id).where(*inferred)).first() is not None:
                 return CaseOutcome(session.get_one(Scan, scan_id).case_id, Outcome.DONE)
         return None
+
+    def taken_in_by(self, run_id: int) -> dict[int, CaseOutcome]:
+        """What an ingest made of each scan that it recorded, by scan id; the same as `outcome_by` says."""
+        first = (CaseEvent.from_state.is_(None), CaseEvent.to_state.in_(_OUTCOME_OF))
+        statement = select(CaseEvent).where(CaseEvent.run_id == run_id, *first)
+        with self._database.reading() as session:
+            return {event.scan_id: _outcome_of(event) for event in session.scalars(statement)}
 
     def quarantined_by(self, run_id: int) -> dict[str, int]:
         """How many cases this run itself put into quarantine, by reason; those held before do not count."""
@@ -96,3 +108,7 @@ class LedgerQueries:
         )
         with self._database.reading() as session:
             return {str(reason): count for reason, count in session.execute(statement).tuples()}
+
+
+def _outcome_of(event: CaseEvent) -> CaseOutcome:
+    return CaseOutcome(event.case_id, _OUTCOME_OF[ScanState(event.to_state)], event.reason, event.detail)

@@ -163,6 +163,15 @@ class Claim(Base):
     expires_at: Mapped[datetime]
 
 
+class CaseClaim(Base):
+    """A case of the source in the hands of a worker that ingests; it may have no scan yet."""
+
+    __tablename__ = "case_claims"
+    case_id: Mapped[str] = mapped_column(primary_key=True)
+    owner: Mapped[str]
+    expires_at: Mapped[datetime]
+
+
 class Landmarks(Base):
     """The vertebrae of a scan that was prepared, or held for them, and how far they can be trusted."""
 

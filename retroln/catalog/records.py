@@ -267,9 +267,13 @@ class RunRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class ClaimRecord:
-    """A scan in a worker's hands until `expires_at`, by the database's clock."""
+    """A scan in a worker's hands until `expires_at`, by the database's clock.
 
-    scan_id: int
+    Attributes:
+        scan_id: None for a case of the source that is being ingested.
+    """
+
+    scan_id: int | None
     case_id: str
     owner: str
     expires_at: datetime

@@ -30,6 +30,16 @@ class ScanQueries:
             row = session.scalars(_current(case_id)).first()
             return scan_record(row) if row else None
 
+    def current_scans(self, case_ids: Sequence[str]) -> dict[str, ScanRecord]:
+        """The revisions that are not superseded, by case; unknown cases are left out."""
+        found: dict[str, ScanRecord] = {}
+        with self._database.reading() as session:
+            for start in range(0, len(case_ids), _IDS_AT_ONCE):
+                some = Scan.case_id.in_(case_ids[start : start + _IDS_AT_ONCE])
+                rows = session.scalars(select(Scan).where(some, Scan.state != ScanState.SUPERSEDED))
+                found |= {row.case_id: scan_record(row) for row in rows}
+        return found
+
     def scan(self, scan_id: int) -> ScanRecord:
         """One revision by id. Raises `NotFoundError`."""
         with self._database.reading() as session:
@@ -56,8 +66,13 @@ class ScanQueries:
             found = session.execute(select(Scan.state, func.count()).group_by(Scan.state)).tuples()
             return dict.fromkeys(ScanState, 0) | {ScanState(state): count for state, count in found}
 
-    def add_scan(self, draft: ScanDraft, run_id: int | None) -> ScanRecord:
+    def add_scan(self, draft: ScanDraft, run_id: int | None, *, follows: int | None = None) -> ScanRecord:
         """Record a delivered case: its first revision, or the next one, which supersedes the present.
+
+        Args:
+            draft: what was delivered.
+            run_id: the run that took it in.
+            follows: the scan that the draft was decided on (0 for none yet); left out, the present one.
 
         Raises:
             ConflictError: the draft's state is no first state, or another run added the case meanwhile.
@@ -66,6 +81,9 @@ class ScanQueries:
             raise ConflictError(f"a scan cannot begin as {draft.state}", file=draft.case_id)
         with self._database.writing() as session:
             current = session.scalars(_current(draft.case_id).with_for_update()).first()
+            present = current.id if current else 0
+            if follows not in (None, present):
+                raise _added_meanwhile(draft.case_id, follows, present)
             if current is not None:
                 move(session, current, ScanState.SUPERSEDED, run_id, reason="new_revision")
                 session.flush()
@@ -236,14 +254,25 @@ def _note(
     )
 
 
+def _added_meanwhile(case_id: str, follows: int | None, present: int) -> ConflictError:
+    return ConflictError(
+        f"another run added case {case_id} meanwhile",
+        expected=f"scan {follows} to be the case's current one",
+        got=f"scan {present}",
+        fix="ingest again: it compares the source with what is there now",
+    )
+
+
 def _row_of(draft: ScanDraft, revision: int) -> Scan:
     values: dict[str, Any] = {**vars(draft), "detail": clean(draft.detail)}
     return Scan(**values, revision=revision)
 
 
 def clean(detail: str | None) -> str | None:
-    """PostgreSQL keeps no NUL characters; a message need not be longer than a page."""
-    return detail.replace("\x00", "")[:_MAX_DETAIL] if detail is not None else None
+    """PostgreSQL keeps no NUL, no database what is no text; a message need not be longer than a page."""
+    if detail is None:
+        return None
+    return detail.encode(errors="backslashreplace").decode().replace("\x00", "")[:_MAX_DETAIL]
 
 
 def _current(case_id: str) -> Select[tuple[Scan]]:

@@ -62,6 +62,11 @@ class WithdrawalQueries:
             row = session.scalars(_withdrawal(patient_id)).first()
             return _record(row) if row else None
 
+    def withdrawn_patients(self) -> frozenset[str]:
+        """Every patient who has taken back consent."""
+        with self._database.reading() as session:
+            return frozenset(session.scalars(select(Withdrawal.patient_id)))
+
     def withdrawn_items(self, patient_id: str) -> list[WithdrawnItem]:
         """What held a withdrawn patient, in the order it was noted."""
         statement = (

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
 import sys
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -15,6 +13,7 @@ from retroln.catalog.accounting import Accounting, CaseOutcome, Outcome
 from retroln.cli.progress import FAILED_EXIT_CODE, progress, sentence
 from retroln.settings import Settings, TrainSpec
 from retroln.steps import runs
+from retroln.steps.claimed import this_process
 
 Profile = Literal["reference", "demo"]
 
@@ -28,7 +27,8 @@ def ingest() -> None:
     entries = step.list_entries(settings)
     run = runs.Run.begin(settings, "ingest", {"source_uri": settings.source_uri})
     with run, progress("ingest", len(entries)) as tell:
-        _finish(run, step.ingest(settings, entries, run_id=run.run_id, on_outcome=tell))
+        step.ingest(settings, entries, run_id=run.run_id, on_outcome=tell)
+        _tell_end(*run.settle_cases(entry.case_id for entry in entries))
 
 
 @click.command()
@@ -45,7 +45,7 @@ def prepare(limit: int | None, again: bool) -> None:
     left = _limited(backlog.left, limit)
     run = runs.Run.begin(settings, "prepare", {"limit": limit})
     with run, progress("prepare", len(left)) as tell:
-        step.prepare(settings, left, run_id=run.run_id, owner=_owner(), on_outcome=tell)
+        step.prepare(settings, left, run_id=run.run_id, owner=this_process(), on_outcome=tell)
         _settle(run, backlog, limit)
 
 
@@ -96,15 +96,10 @@ def infer(limit: int | None) -> None:
     left = _limited(backlog.left, limit)
     run = runs.Run.begin(settings, "infer", {"version": model.version, "limit": limit})
     with run, progress(f"infer v{model.version}", len(left)) as tell:
-        step.infer(settings, model, left, run_id=run.run_id, owner=_owner(), on_outcome=tell)
+        step.infer(settings, model, left, run_id=run.run_id, owner=this_process(), on_outcome=tell)
         if trained_on := backlog.notes[step.TRAINED_ON]:
             click.echo(f"{trained_on} skipped: version {model.version} was trained on them")
         _settle(run, backlog, limit)
-
-
-def _owner() -> str:
-    """This command's name among the workers that share the backlog."""
-    return f"{socket.gethostname()}:{os.getpid()}"
 
 
 def _limited(waiting: tuple[int, ...], limit: int | None) -> tuple[int, ...]:
@@ -112,10 +107,6 @@ def _limited(waiting: tuple[int, ...], limit: int | None) -> tuple[int, ...]:
     if len(left) < len(waiting):
         click.echo(f"--limit {limit}: {len(waiting) - len(left)} scans stay waiting", err=True)
     return left
-
-
-def _finish(run: runs.Run, outcomes: Sequence[CaseOutcome]) -> None:
-    _tell_end(run.finish(outcomes), outcomes)
 
 
 def _settle(run: runs.Run, backlog: runs.Backlog, limit: int | None) -> None:

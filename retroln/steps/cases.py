@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import signal
+from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from typing import TypeVar
@@ -17,6 +18,8 @@ from retroln.steps.outages import riding_out
 Item = TypeVar("Item")
 CaseFunction = Callable[[Item], CaseOutcome]
 OnOutcome = Callable[[CaseOutcome], None]
+
+_IN_HAND = 2  # cases per process: one that is done, one that waits, so that no process does
 
 log = logging.getLogger(__name__)
 
@@ -33,19 +36,25 @@ def run_cases(
     """Apply `function` to every item, in `processes` fresh processes, and return one outcome each.
 
     `function` quarantines what it understands. Anything else that escapes it becomes a failed outcome
-    here; so does a process that dies (killed for memory, say), after its case was tried once alone.
+    here; so does a process that dies (killed for memory, say), after its case was tried once alone. The
+    other cases share one pool, which is started anew only after such a death.
     A case that meets a server that is away is tried again for `patience_s` seconds before it fails.
     An error of `on_outcome` ends the pass; cases that have not begun stay as they are.
     """
-    notify = on_outcome or (lambda outcome: None)
     outcomes = []
     with closing(_stream(function, items, case_id, processes, patience_s)) as stream:
         for outcome in stream:
-            if outcome.outcome in (Outcome.QUARANTINED, Outcome.FAILED):
-                log.info("%s %s: %s", outcome.case_id, outcome.outcome.value, outcome.detail)
-            notify(outcome)
+            tell(outcome, on_outcome)
             outcomes.append(outcome)
     return outcomes
+
+
+def tell(outcome: CaseOutcome, on_outcome: OnOutcome | None) -> None:
+    """Log a case that was held or failed, and hand the outcome on."""
+    if outcome.outcome in (Outcome.QUARANTINED, Outcome.FAILED):
+        log.info("%s %s: %s", outcome.case_id, outcome.outcome.value, outcome.detail)
+    if on_outcome:
+        on_outcome(outcome)
 
 
 def guarded(function: CaseFunction[Item], item: Item, case_id: str, patience_s: float = 0.0) -> CaseOutcome:
@@ -68,21 +77,44 @@ def _stream(
         for item in items:
             yield guarded(function, item, case_id(item), patience_s)
         return
-    died = []
-    with _pool(min(processes, len(items))) as pool:
-        futures = {pool.submit(guarded, function, item, case_id(item), patience_s): item for item in items}
+    waiting = deque(items)
+    while waiting:
+        died: list[Item] = []
+        yield from _through_pool(function, waiting, case_id, processes, patience_s, died)
+        for item in died:
+            with _pool(1) as pool:
+                alone = pool.submit(guarded, function, item, case_id(item), patience_s)
+                yield _result(alone, case_id(item))
+
+
+def _through_pool(
+    function: CaseFunction[Item],
+    waiting: deque[Item],
+    case_id: Callable[[Item], str],
+    processes: int,
+    patience_s: float,
+    died: list[Item],
+) -> Generator[CaseOutcome, None, None]:
+    """Take items from `waiting` until none is left, or a process dies: what was in hand is then in `died`."""
+    in_hand: dict[Future[CaseOutcome], Item] = {}
+    with _pool(min(processes, len(waiting))) as pool:
         try:
-            for future in as_completed(futures):
-                if isinstance(future.exception(), BrokenProcessPool):
-                    died.append(futures[future])
-                else:
-                    yield _result(future, case_id(futures[future]))
+            while in_hand or (waiting and not died):
+                # few at a time: with a process that dies all that was given out is lost
+                while waiting and not died and len(in_hand) < _IN_HAND * processes:
+                    item = waiting.popleft()
+                    try:
+                        in_hand[pool.submit(guarded, function, item, case_id(item), patience_s)] = item
+                    except BrokenProcessPool:
+                        died.append(item)
+                for future in wait(in_hand, return_when=FIRST_COMPLETED).done:
+                    item = in_hand.pop(future)
+                    if isinstance(future.exception(), BrokenProcessPool):
+                        died.append(item)
+                    else:
+                        yield _result(future, case_id(item))
         finally:
             pool.shutdown(cancel_futures=True)
-    for item in died:
-        with _pool(1) as pool:
-            alone = pool.submit(guarded, function, item, case_id(item), patience_s)
-            yield _result(alone, case_id(item))
 
 
 def _pool(processes: int) -> ProcessPoolExecutor:

@@ -1,17 +1,21 @@
-"""Do scans of one backlog side by side with other workers: each under a claim, each noted in a ledger."""
+"""Do cases of one backlog side by side with other workers: each under a claim, each noted in a ledger."""
 
 from __future__ import annotations
 
 import logging
+import os
+import socket
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from functools import partial
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from retroln.catalog.accounting import CaseOutcome, Outcome
 from retroln.catalog.catalog import Catalog
 from retroln.catalog.records import ScanRecord
-from retroln.errors import RefusedError, UnavailableError
+from retroln.errors import ConflictError, RefusedError, UnavailableError
 from retroln.settings import Settings
 from retroln.steps.cases import OnOutcome, guarded, run_cases
 from retroln.steps.outages import riding_out
@@ -25,73 +29,102 @@ Result = TypeVar("Result")
 log = logging.getLogger(__name__)
 
 
-class Waiting(NamedTuple):
-    """A scan that a worker is to do."""
+class Case(Protocol):
+    """Whatever is done one by one under a claim."""
 
-    scan_id: int
-    case_id: str
+    @property
+    def case_id(self) -> str: ...
+
+
+Item = TypeVar("Item", bound=Case)
 
 
 @dataclass(frozen=True)
-class Job:
-    """What a worker does with scans; travels to its processes.
+class Worker(ABC, Generic[Item]):
+    """Who does cases, and for which run; travels to its processes.
 
     Attributes:
         run_id: the run that it works for.
         owner: the worker's name, the same in all its processes and no other worker's.
-        work: does one scan; must bear repetition.
-        waits: whether a scan still is in the state that the work is for.
     """
 
     settings: Settings
     run_id: int
     owner: str
-    work: Callable[[ScanRecord], CaseOutcome]
-    waits: Callable[[ScanRecord], bool]
 
     @property
     def catalog(self) -> Catalog:
         """This process's catalog."""
         return open_workspace(self.settings).catalog
 
-    def do(self, item: Waiting) -> CaseOutcome:
-        """Claim the scan, do it if it still waits, note what became of it, and give it back.
+    def run(
+        self, items: Sequence[Item], *, processes: int = 1, on_outcome: OnOutcome | None = None
+    ) -> list[CaseOutcome]:
+        """Do the items in `processes` processes, one outcome each, also noted in the run's ledger.
+
+        Raises:
+            UnavailableError: the catalog stayed away for longer than patience lasts; what has not begun
+                stays as it is.
+        """
+        item_of = {item.case_id: item for item in items}
+
+        def settle(outcome: CaseOutcome) -> None:
+            # a process that died could not do it itself; noting and giving back twice changes nothing
+            if outcome.outcome is Outcome.FAILED:
+                self.note(outcome)
+                self.release(item_of[outcome.case_id])
+            if on_outcome:
+                on_outcome(outcome)
+
+        return run_cases(
+            self.do, items, case_id=lambda item: item.case_id, processes=processes, on_outcome=settle
+        )
+
+    def do(self, item: Item) -> CaseOutcome:
+        """Claim the item, do it, note what became of it, and give it back.
 
         Raises:
             UnavailableError: the catalog stayed away, so nothing was begun.
             RefusedError: it cannot do it, so nothing was begun.
         """
-        scan_id, lease_s = item.scan_id, self.settings.lease_s
-        if not self._patiently(lambda: self.catalog.claim(scan_id, self.owner, lease_s)):
+        if not self.patiently(lambda: self._claim(item)):
             outcome = CaseOutcome(item.case_id, Outcome.SKIPPED, CLAIMED, "another worker has it")
             self._note_or_warn(outcome)
             return outcome
         try:
-            outcome = guarded(self._if_waiting, item, item.case_id)
+            outcome = guarded(self._work, item, item.case_id)
             self._note_or_warn(outcome)
             return outcome
         finally:
-            self.release(scan_id)
+            self.release(item)
 
-    def note(self, outcome: CaseOutcome) -> None:
-        """Write the outcome into the run's ledger; a skip leaves what this run did before."""
-        replacing = outcome.outcome is not Outcome.SKIPPED
-        self._patiently(lambda: self.catalog.note_outcome(self.run_id, outcome, replacing=replacing))
+    def note(self, *outcomes: CaseOutcome) -> None:
+        """Write outcomes into the run's ledger; a skip leaves what this run did before."""
+        for is_skip in (False, True):
+            if some := [one for one in outcomes if (one.outcome is Outcome.SKIPPED) is is_skip]:
+                note = partial(self.catalog.note_outcome, self.run_id, *some, replacing=not is_skip)
+                self.patiently(note)
 
-    def release(self, scan_id: int) -> None:
-        """Give a scan back; if the catalog cannot take it, the lease ends by itself."""
+    def release(self, item: Item) -> None:
+        """Give an item back; if the catalog cannot take it, the lease ends by itself."""
         with suppress(UnavailableError, RefusedError):
-            self.catalog.release(scan_id, self.owner)
+            self._release(item)
 
-    def _if_waiting(self, item: Waiting) -> CaseOutcome:
-        scan = self._patiently(lambda: self.catalog.scan(item.scan_id))
-        if not self.waits(scan):
-            # a worker of this run may have died between recording the case and noting it
-            if own := self._patiently(lambda: self.catalog.outcome_by(item.scan_id, self.run_id)):
-                return own
-            detail = f"it was done meanwhile and is {scan.state} now"
-            return CaseOutcome(item.case_id, Outcome.SKIPPED, DONE_ELSEWHERE, detail)
-        return self._patiently(lambda: self.work(scan))
+    def patiently(self, call: Callable[[], Result]) -> Result:
+        """Call, and wait for a server that is away as long as the settings say."""
+        return riding_out(call, self.settings.patience_s)
+
+    @abstractmethod
+    def _claim(self, item: Item) -> bool:
+        """Take the item in hand; False if another worker has it."""
+
+    @abstractmethod
+    def _release(self, item: Item) -> None:
+        """Undo `_claim`."""
+
+    @abstractmethod
+    def _work(self, item: Item) -> CaseOutcome:
+        """Do an item that is in hand; errors become a failed outcome."""
 
     def _note_or_warn(self, outcome: CaseOutcome) -> None:
         """The case itself is recorded; its line in the ledger will say `lost` rather than undo that."""
@@ -100,8 +133,51 @@ class Job:
         except (UnavailableError, RefusedError) as error:
             log.warning("%s was %s, which could not be noted: %s", outcome.case_id, outcome.outcome, error)
 
-    def _patiently(self, call: Callable[[], Result]) -> Result:
-        return riding_out(call, self.settings.patience_s)
+
+class Waiting(NamedTuple):
+    """A scan that a worker is to do."""
+
+    scan_id: int
+    case_id: str
+
+
+@dataclass(frozen=True)
+class Job(Worker[Waiting]):
+    """What a worker does with scans.
+
+    Attributes:
+        work: does one scan; must bear repetition.
+        waits: whether a scan still is in the state that the work is for.
+    """
+
+    work: Callable[[ScanRecord], CaseOutcome]
+    waits: Callable[[ScanRecord], bool]
+
+    def _claim(self, item: Waiting) -> bool:
+        return self.catalog.claim(item.scan_id, self.owner, self.settings.lease_s)
+
+    def _release(self, item: Waiting) -> None:
+        self.catalog.release(item.scan_id, self.owner)
+
+    def _work(self, item: Waiting) -> CaseOutcome:
+        """The scan's outcome: a skip if it waits no longer, before the work or when it is recorded."""
+        scan = self.patiently(lambda: self.catalog.scan(item.scan_id))
+        if not self.waits(scan):
+            return self._done_meanwhile(scan)
+        try:
+            return self.patiently(lambda: self.work(scan))
+        except ConflictError:
+            present = self.patiently(lambda: self.catalog.scan(item.scan_id))
+            if self.waits(present):
+                raise
+            return self._done_meanwhile(present)
+
+    def _done_meanwhile(self, scan: ScanRecord) -> CaseOutcome:
+        # a worker of this run may have died between recording the case and noting it
+        if own := self.patiently(lambda: self.catalog.outcome_by(scan.scan_id, self.run_id)):
+            return own
+        detail = f"it was done meanwhile and is {scan.state} now"
+        return CaseOutcome(scan.case_id, Outcome.SKIPPED, DONE_ELSEWHERE, detail)
 
 
 def run_claimed(
@@ -118,21 +194,11 @@ def run_claimed(
             stay as they are.
         RefusedError: it cannot do it (no room, read-only); the same holds.
     """
-    waiting = riding_out(lambda: job.catalog.case_ids(scan_ids), job.settings.patience_s)
-    scan_of = {case_id: scan_id for scan_id, case_id in waiting.items()}
+    names = job.patiently(lambda: job.catalog.case_ids(scan_ids))
+    waiting = [Waiting(scan_id, case_id) for scan_id, case_id in names.items()]
+    return job.run(waiting, processes=processes, on_outcome=on_outcome)
 
-    def settle(outcome: CaseOutcome) -> None:
-        # a process that died could not do it itself; noting and giving back twice changes nothing
-        if outcome.outcome is Outcome.FAILED:
-            job.note(outcome)
-            job.release(scan_of[outcome.case_id])
-        if on_outcome:
-            on_outcome(outcome)
 
-    return run_cases(
-        job.do,
-        [Waiting(scan_id, case_id) for scan_id, case_id in waiting.items()],
-        case_id=lambda item: item.case_id,
-        processes=processes,
-        on_outcome=settle,
-    )
+def this_process() -> str:
+    """This process's name among the workers."""
+    return f"{socket.gethostname()}:{os.getpid()}"

@@ -12,10 +12,11 @@ import csv
 import io
 import shutil
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import get_args
+from typing import Protocol, get_args
 
 from retroln.errors import InputError, NotFoundError, UserError
 from retroln.settings import LabelScheme
@@ -24,12 +25,22 @@ from retroln.steps.entry import UNNAMED, CaseEntry, is_id
 from retroln.storage.base import ObjectInfo, ObjectStore
 
 CASES_FILE = "cases.csv"
+Parts = dict[str, tuple[ObjectInfo, ...]]
+"""The objects behind a case, by part name."""
 _REQUIRED = ("case_id", "patient_id", "ct")
 _SAYS_WHOSE = ("/", ".zip", ".dcm")  # a CT that is surely DICOM, whose headers name the patient
 _COLUMNS = (*_REQUIRED, "vertebrae", "label_ids", "mask", "series")
 MAX_OBJECTS = 20_000
 MAX_BYTES = 16 << 30
 """Bounds of one case's CT, the same as of an archive: what is more is no CT study of one patient."""
+
+
+class Listing(Protocol):
+    """What it takes to find the objects behind a case; methods as of `ObjectStore`."""
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]: ...
+
+    def stat(self, key: str) -> ObjectInfo: ...
 
 
 def list_cases(
@@ -51,16 +62,17 @@ def list_cases(
         raise UserError("not UTF-8 text", file=CASES_FILE, got=str(error), fix="save it as UTF-8") from error
     else:
         entries = _from_csv(text, default_label_ids, any_id)
-    return tuple(sorted(_merge_duplicates(entries), key=lambda entry: entry.case_id))
+    spelled = [_spelled(entry) for entry in entries]
+    return tuple(sorted(_merge_duplicates(spelled), key=lambda entry: entry.case_id))
 
 
-def parts_of(entry: CaseEntry, source: ObjectStore) -> dict[str, tuple[ObjectInfo, ...]]:
+def parts_of(entry: CaseEntry, source: Listing) -> Parts:
     """The objects behind a case: `ct` (one, or all below a folder), `vertebrae` (one, or a folder's), `mask`.
 
     Raises:
         InputError: `missing_object`, naming the key; `too_large`.
     """
-    parts: dict[str, tuple[ObjectInfo, ...]] = {"ct": _objects(source, entry.ct, nested=True)}
+    parts: Parts = {"ct": _objects(source, entry.ct, nested=True)}
     _require_bounded(parts["ct"], entry.ct)
     if entry.mask:
         parts["mask"] = (_stat(source, entry.mask),)
@@ -179,14 +191,21 @@ def _merge_duplicates(entries: list[CaseEntry]) -> list[CaseEntry]:
     return list(merged.values())
 
 
-def _stat(source: ObjectStore, key: str) -> ObjectInfo:
+def _spelled(entry: CaseEntry) -> CaseEntry:
+    """The entry with ids that can be written down: a file's name need not be text."""
+    ids = (name.encode(errors="backslashreplace").decode() for name in (entry.case_id, entry.patient_id))
+    case_id, patient_id = ids
+    return replace(entry, case_id=case_id, patient_id=patient_id)
+
+
+def _stat(source: Listing, key: str) -> ObjectInfo:
     try:
         return source.stat(key)
     except NotFoundError as error:
         raise _missing(key) from error
 
 
-def _objects(source: ObjectStore, key: str, *, nested: bool = False) -> tuple[ObjectInfo, ...]:
+def _objects(source: Listing, key: str, *, nested: bool = False) -> tuple[ObjectInfo, ...]:
     """The object itself, or what lies in the folder of that name; with `nested`, at any depth."""
     if not key.endswith("/"):
         try:

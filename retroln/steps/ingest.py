@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import replace
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,43 +18,77 @@ from retroln.anatomy.vertebrae import Vertebrae
 from retroln.catalog.accounting import CaseOutcome, Outcome
 from retroln.catalog.records import ScanDraft, ScanRecord
 from retroln.catalog.states import ScanState
-from retroln.catalog.withdrawals import WITHDRAWN
 from retroln.errors import ConflictError, InputError, NotFoundError, UserError
 from retroln.files import sha256_json
 from retroln.imaging import nifti
 from retroln.imaging.volume import Volume
 from retroln.settings import Settings
-from retroln.steps.cases import OnOutcome, run_cases
-from retroln.steps.cohort import parts_of
+from retroln.steps.arrivals import (
+    Arrival,
+    asked_series,
+    is_wanted_again,
+    outcome_of_unchanged,
+    refused,
+    unchanged,
+    withdrawn_error,
+)
+from retroln.steps.cases import OnOutcome, tell
+from retroln.steps.claimed import DONE_ELSEWHERE, Worker, this_process
+from retroln.steps.cohort import Parts
 from retroln.steps.delivered import Delivered, neutral_name
 from retroln.steps.entry import UNKNOWN, CaseEntry
 from retroln.steps.identity import NO_KEY, Policy
 from retroln.steps.workspace import Workspace, open_workspace
-from retroln.storage.base import ObjectInfo
-
-Parts = dict[str, tuple[ObjectInfo, ...]]
 
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Intake(Worker[CaseEntry]):
+    """Takes in cases of the source, each under a claim on its case id."""
+
+    def _claim(self, item: CaseEntry) -> bool:
+        return self.catalog.claim_case(item.case_id, self.owner, self.settings.lease_s)
+
+    def _release(self, item: CaseEntry) -> None:
+        self.catalog.release_case(item.case_id, self.owner)
+
+    def _work(self, item: CaseEntry) -> CaseOutcome:
+        return self.patiently(lambda: ingest_case(self.settings, self.run_id, item))
+
+
 def ingest(
     settings: Settings,
-    entries: tuple[CaseEntry, ...] | None = None,
+    entries: Sequence[CaseEntry] | None = None,
     *,
     run_id: int,
+    owner: str | None = None,
     on_outcome: OnOutcome | None = None,
 ) -> list[CaseOutcome]:
-    """Ingest every case of the source (or just `entries`), one outcome each."""
+    """Ingest every case of the source (or just `entries`), one outcome each, also noted in the run's ledger.
+
+    All cases are compared with the catalog at once; processes are started for what is not unchanged.
+
+    Args:
+        settings: the platform.
+        entries: cases of the source.
+        run_id: the run that this is done for. Called again for the same run, it goes on.
+        owner: under which name cases are claimed; None for this process.
+        on_outcome: is told each outcome.
+
+    Raises:
+        UnavailableError: the catalog, or the source's listing, stayed away for longer than patience lasts.
+    """
     if entries is None:
         entries = list_entries(settings)
-    return run_cases(
-        partial(ingest_case, settings, run_id),
-        entries,
-        case_id=lambda entry: entry.case_id,
-        processes=settings.processes,
-        patience_s=settings.patience_s,
-        on_outcome=on_outcome,
-    )
+    intake = Intake(settings, run_id, owner or this_process())
+    workspace, policy = open_workspace(settings), Policy.of(settings)
+    known = intake.patiently(lambda: unchanged(workspace, policy, run_id, entries))
+    intake.note(*known.values())
+    for outcome in known.values():
+        tell(outcome, on_outcome)
+    others = [entry for entry in entries if entry.case_id not in known]
+    return [*known.values(), *intake.run(others, processes=settings.processes, on_outcome=on_outcome)]
 
 
 def list_entries(settings: Settings) -> tuple[CaseEntry, ...]:
@@ -94,51 +128,78 @@ def ingest_case(settings: Settings, run_id: int, entry: CaseEntry) -> CaseOutcom
 
 
 def _ingest(workspace: Workspace, policy: Policy, run_id: int, entry: CaseEntry) -> CaseOutcome:
-    current = workspace.catalog.current_scan(entry.case_id)
-    if current and current.state is ScanState.WITHDRAWN:
-        return _refused(policy, entry, _withdrawn(entry, current.patient_id))
-    fingerprint = sha256_json([entry.case_id, entry.patient_id, str(entry.problem)])
+    catalog = workspace.catalog
+    current, withdrawn = catalog.current_scan(entry.case_id), catalog.withdrawn_patients()
+    arrival = Arrival.of(entry, current, workspace.source, withdrawn, policy)
+    if current and (known := arrival.known_outcome(policy)):
+        return _own(workspace, current, run_id, known)
     sha256: str | None = None
     try:
-        _require_consent(workspace, entry)
-        if entry.problem:
-            raise entry.problem
-        parts = parts_of(entry, workspace.source)
-        fingerprint = _fingerprint(entry, parts, policy)
-        if known := _known(current, fingerprint, policy):
-            return known
+        if arrival.problem:
+            raise arrival.problem
         _require_same_patient(entry, current)
         if entry.is_named_dicom:
             policy.for_dicom(entry.ct)
         with workspace.scratch() as folder:
-            sha256 = _fetch(workspace, entry, parts, folder)
-            if current and current.source_sha256 == sha256 and not _wanted_again(current, policy):
-                workspace.catalog.touch_fingerprint(current.scan_id, fingerprint)
-                return _known(current, current.source_fingerprint, policy) or _skipped(current)
-            delivered = Delivered.open(entry, folder, parts["ct"], policy)
+            sha256 = _fetch(workspace, entry, arrival.parts, folder)
+            if current and current.source_sha256 == sha256 and not is_wanted_again(current, policy):
+                catalog.touch_fingerprint(current.scan_id, arrival.fingerprint)
+                return _own(workspace, current, run_id, outcome_of_unchanged(current))
+            delivered = Delivered.open(entry, folder, arrival.parts["ct"], policy)
             entry = replace(entry, patient_id=delivered.patient_id)
             _require_consent(workspace, entry)
             _require_same_patient(entry, current)
-            draft = _canonicalise(workspace, delivered, fingerprint, sha256)
+            draft = _canonicalise(workspace, delivered, arrival.fingerprint, sha256)
     except InputError as error:
         held = _held(policy, entry, current, error)
-        held = replace(held, source_fingerprint=fingerprint, source_sha256=sha256)
-        return _quarantine(workspace, policy, current, held, run_id)
-    return _record(workspace, policy, entry, draft, run_id)
+        held = replace(held, source_fingerprint=arrival.fingerprint, source_sha256=sha256)
+        outcome = CaseOutcome(entry.case_id, Outcome.QUARANTINED, held.reason, held.detail)
+        return _add(workspace, held, current, run_id) or outcome
+    return _record(workspace, policy, entry, draft, current, run_id)
+
+
+def _own(workspace: Workspace, scan: ScanRecord, run_id: int, outcome: CaseOutcome) -> CaseOutcome:
+    """What this run itself made of the scan, if it recorded it before and did not come to say so."""
+    own = workspace.catalog.outcome_by(scan.scan_id, run_id) if outcome.outcome is Outcome.SKIPPED else None
+    return own or outcome
 
 
 def _record(
-    workspace: Workspace, policy: Policy, entry: CaseEntry, draft: ScanDraft, run_id: int
+    workspace: Workspace,
+    policy: Policy,
+    entry: CaseEntry,
+    draft: ScanDraft,
+    current: ScanRecord | None,
+    run_id: int,
 ) -> CaseOutcome:
+    """Add what was stored, unless the patient was withdrawn meanwhile: then nothing of it stays."""
+    outcome = None
     try:
-        workspace.catalog.add_scan(draft, run_id)
+        outcome = _add(workspace, draft, current, run_id)
     except ConflictError:
         if workspace.catalog.withdrawal_of(entry.patient_id) is None:
             raise
     if workspace.catalog.withdrawal_of(entry.patient_id):
         _take_back(workspace, entry)
-        return _refused(policy, entry, _withdrawn(entry, entry.patient_id))
-    return CaseOutcome(entry.case_id, Outcome.DONE)
+        return refused(policy, entry, withdrawn_error(entry, entry.patient_id))
+    return outcome or CaseOutcome(entry.case_id, Outcome.DONE)
+
+
+def _add(
+    workspace: Workspace, draft: ScanDraft, current: ScanRecord | None, run_id: int
+) -> CaseOutcome | None:
+    """Record the draft; if somebody else recorded the case meanwhile, nothing, and what became of it."""
+    catalog, follows = workspace.catalog, current.scan_id if current else 0
+    try:
+        catalog.add_scan(draft, run_id, follows=follows)
+    except ConflictError:
+        present = catalog.current_scan(draft.case_id)
+        if present is None or present.scan_id == follows:
+            raise
+        detail = f"it was done meanwhile and is {present.state} now"
+        skipped = CaseOutcome(draft.case_id, Outcome.SKIPPED, DONE_ELSEWHERE, detail)
+        return _own(workspace, present, run_id, skipped)
+    return None
 
 
 def _take_back(workspace: Workspace, entry: CaseEntry) -> None:
@@ -149,54 +210,8 @@ def _take_back(workspace: Workspace, entry: CaseEntry) -> None:
 
 
 def _require_consent(workspace: Workspace, entry: CaseEntry) -> None:
-    if entry.patient_id and workspace.catalog.withdrawal_of(entry.patient_id):
-        raise _withdrawn(entry, entry.patient_id)
-
-
-def _withdrawn(entry: CaseEntry, patient_id: str) -> InputError:
-    """Why nothing of a patient who took back consent, or under such a patient's case id, is taken in."""
-    return InputError(
-        f"patient {patient_id} took back consent",
-        reason=WITHDRAWN,
-        file=entry.ct,
-        expected="no delivery of this patient",
-        got=f"case {entry.case_id}",
-        fix="delete it from the source; a case of somebody else needs a case id of its own",
-    )
-
-
-def _refused(policy: Policy, entry: CaseEntry, error: InputError) -> CaseOutcome:
-    return CaseOutcome(entry.case_id, Outcome.QUARANTINED, error.reason, str(policy.conceal(error, entry)))
-
-
-def _known(current: ScanRecord | None, fingerprint: str, policy: Policy) -> CaseOutcome | None:
-    if current is None or current.source_fingerprint != fingerprint or _wanted_again(current, policy):
-        return None
-    if current.state is ScanState.QUARANTINED and current.ct_key is None:
-        return CaseOutcome(current.case_id, Outcome.QUARANTINED, current.reason, current.detail)
-    return _skipped(current)
-
-
-def _skipped(current: ScanRecord) -> CaseOutcome:
-    return CaseOutcome(current.case_id, Outcome.SKIPPED)
-
-
-def _wanted_again(current: ScanRecord, policy: Policy) -> bool:
-    """True for a case that a person requeued before anything of it was stored, or that waited for a key."""
-    has_key_now = current.reason == NO_KEY and policy.known is not None
-    return current.ct_key is None and (has_key_now or current.state is not ScanState.QUARANTINED)
-
-
-def _fingerprint(entry: CaseEntry, parts: Parts, policy: Policy) -> str:
-    objects = {
-        name: [(policy.key(info.key), info.fingerprint) for info in infos] for name, infos in parts.items()
-    }
-    return sha256_json([entry.patient_id, entry.label_ids, objects, *_asked_series(entry)])
-
-
-def _asked_series(entry: CaseEntry) -> list[str]:
-    """Part of what a case is, where a series is named; absent else, so that known cases stay known."""
-    return [entry.series] if entry.series else []
+    if workspace.catalog.withdrawal_of(entry.patient_id):
+        raise withdrawn_error(entry, entry.patient_id)
 
 
 def _require_same_patient(entry: CaseEntry, current: ScanRecord | None) -> None:
@@ -229,7 +244,7 @@ def _fetch(workspace: Workspace, entry: CaseEntry, parts: Parts, folder: Path) -
             digests.append([file_name, digest] if in_folder else digest)
         # slices may be renamed: their headers say where they belong
         hashes[name] = digests if name == "vertebrae" else sorted(digests, key=str)
-    return sha256_json([entry.patient_id, entry.label_ids, hashes, *_asked_series(entry)])
+    return sha256_json([entry.patient_id, entry.label_ids, hashes, *asked_series(entry)])
 
 
 def _vanished(key: str) -> InputError:
@@ -316,13 +331,3 @@ def _held(policy: Policy, entry: CaseEntry, current: ScanRecord | None, error: I
         reason=error.reason,
         detail=str(policy.conceal(error, entry)),
     )
-
-
-def _quarantine(
-    workspace: Workspace, policy: Policy, current: ScanRecord | None, draft: ScanDraft, run_id: int
-) -> CaseOutcome:
-    outcome = CaseOutcome(draft.case_id, Outcome.QUARANTINED, draft.reason, draft.detail)
-    if known := _known(current, draft.source_fingerprint, policy):
-        return known if known.outcome is Outcome.QUARANTINED else outcome
-    workspace.catalog.add_scan(draft, run_id)
-    return outcome

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -81,8 +81,15 @@ class Run:
             AccountingError: the ledger does not add up to what went in.
         """
         catalog = open_workspace(self.settings).catalog
+        return self._settle(set(catalog.case_ids(backlog.left[:limit]).values()), backlog)
+
+    def settle_cases(self, case_ids: Iterable[str]) -> tuple[Accounting, list[CaseOutcome]]:
+        """As `settle`, for a step that answers for cases of the source and leaves none out."""
+        return self._settle(set(case_ids), Backlog(left=(), skipped=0))
+
+    def _settle(self, left: set[str], backlog: Backlog) -> tuple[Accounting, list[CaseOutcome]]:
+        catalog = open_workspace(self.settings).catalog
         accounting = catalog.run(self.run_id).accounting
-        left = set(catalog.case_ids(backlog.left[:limit]).values())
         if accounting is None:
             accounting = _count(catalog, self.run_id, backlog, left)
             self._store(accounting)

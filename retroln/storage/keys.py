@@ -27,6 +27,11 @@ def safe_key(key: str) -> str:
     return key
 
 
+def is_safe(key: str) -> bool:
+    """Whether `safe_key` lets a key pass."""
+    return _problem(key) is None
+
+
 def safe_prefix(prefix: str) -> str:
     """Return `prefix` unchanged when it may start a key ("" and a trailing "/" are fine)."""
     if prefix:

@@ -13,12 +13,15 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRun
 from flows.ingest import ingest
 from flows.prepare import prepare
 from flows.train import train
-from retroln.catalog.accounting import Accounting
+from retroln.catalog.accounting import Accounting, CaseOutcome, Outcome
 from retroln.catalog.records import RunRecord
 from retroln.catalog.states import ScanState
 from retroln.settings import Settings
+from retroln.steps import cases
 from retroln.steps.workspace import open_workspace
+from tasks import artifacts
 from tasks.policy import using
+from tasks.stages import ingest_cases
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -90,8 +93,59 @@ def test_shards_add_up(settings: Settings, deliver: Callable[..., Path]) -> None
     for number in range(3):
         deliver(f"C{number}", f"P{number}")
     small = settings.model_copy(update={"shard_size": 2})
-    assert _run(ingest, small).result() == Accounting(3, 3, 0, 0, 0)
+    _run(ingest, small)
     assert _run(prepare, small).result() == Accounting(3, 3, 0, 0, 0)
+
+
+def test_ingest_starts_one_pool_and_tells_of_every_case(
+    settings: Settings,
+    deliver: Callable[..., Path],
+    client: SyncPrefectClient,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for number in range(3):
+        deliver(f"C{number}", f"P{number}")
+    sizes, pool_of, seen = [], cases._pool, []
+    monkeypatch.setattr(cases, "_pool", lambda processes: sizes.append(processes) or pool_of(processes))
+    monkeypatch.setattr("tasks.policy.listeners", [seen.append])
+    monkeypatch.setattr("tasks.artifacts.monotonic", lambda: 0.5)  # so little time passes
+    shown, show = [], artifacts.update_progress_artifact
+    monkeypatch.setattr(
+        "tasks.artifacts.update_progress_artifact", lambda *update: shown.append(update[1]) or show(*update)
+    )
+    small = settings.model_copy(update={"shard_size": 1, "processes": 2})
+    for outcome in ("done", "skipped"):
+        seen.clear()
+        state = _run(ingest, small)
+        assert sorted((one.case_id, one.outcome.value) for one in seen) == [
+            (f"C{n}", outcome) for n in range(3)
+        ]
+        assert float(_artifacts(client, state.state_details.flow_run_id)["ingest-progress"]) == 100.0
+        assert sizes == [2]
+        assert shown.pop() == 100.0
+        assert shown == []
+
+
+def test_ingest_that_is_tried_again_counts_what_it_did_before(
+    settings: Settings, deliver: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        deliver(f"C{number}", f"P{number}")
+    told = []
+
+    def interrupt(outcome: CaseOutcome) -> None:
+        told.append(outcome)
+        if len(told) == 2:
+            raise RuntimeError("the task is interrupted")
+
+    monkeypatch.setattr("tasks.stages.log_outcome", interrupt)
+    monkeypatch.setattr("flows.ingest.ingest_cases", ingest_cases.with_options(retry_delay_seconds=0))
+    assert _run(ingest, settings).result() == Accounting(3, 3, 0, 0, 0)
+    assert len(told) == 5
+    run = _last_run(settings)
+    assert _stored(run) == Accounting(3, 3, 0, 0, 0)
+    ledger = open_workspace(settings).catalog.outcomes_of(run.run_id)
+    assert ledger == [CaseOutcome(f"C{number}", Outcome.DONE) for number in range(3)]
 
 
 def test_failing_case_makes_the_flow_failed_and_is_named(

@@ -103,6 +103,29 @@ class TestClaims:
         assert (catalog.release_all("a"), catalog.release_all("a")) == (2, 0)
         assert [claim.scan_id for claim in catalog.claims()] == ids[2:]
 
+    def test_a_case_that_has_no_scan_yet_is_in_one_hand(self, catalog: Catalog):
+        assert catalog.claim_case("new", "a", FOREVER_S)
+        assert not catalog.claim_case("new", "b", FOREVER_S)
+        assert catalog.claim_case("new", "a", FOREVER_S)
+        catalog.release_case("new", "b")
+        assert [(one.scan_id, one.case_id, one.owner) for one in catalog.claims()] == [(None, "new", "a")]
+        catalog.release_case("new", "a")
+        assert catalog.claim_case("new", "b", 0.0)
+        assert catalog.claim_case("new", "c", FOREVER_S)
+
+    def test_claims_on_cases_and_on_scans_are_freed_together_and_do_not_meet(self, catalog: Catalog):
+        scan_id = add(catalog)
+        assert catalog.claim(scan_id, "a", FOREVER_S)
+        assert catalog.claim_case("c1", "b", FOREVER_S)
+        assert catalog.claim_case("c2", "a", FOREVER_S)
+        assert [(one.scan_id, one.case_id) for one in catalog.claims()] == [
+            (scan_id, "c1"),
+            (None, "c1"),
+            (None, "c2"),
+        ]
+        assert catalog.release_all("a") == 2
+        assert [one.owner for one in catalog.claims()] == ["b"]
+
     def test_an_unknown_scan_cannot_be_claimed(self, catalog: Catalog):
         with pytest.raises(ConflictError, match=r"(?i)foreign key"):
             catalog.claim(42, "a", FOREVER_S)
@@ -237,6 +260,27 @@ class TestDoingUnderAClaim:
         (outcome,) = run_claimed(job, [scan_id])
         assert (outcome.outcome, outcome.reason) == (Outcome.SKIPPED, "done_elsewhere")
         assert len(job.catalog.case_history("c1").events) == 2
+
+    def test_a_scan_that_a_new_revision_replaced_meanwhile_is_skipped(self, shared: Settings):
+        def overtaken(scan: ScanRecord) -> CaseOutcome:
+            new = ScanDraft(case_id="c1", patient_id="p", source_uri={}, source_fingerprint="new", ct_key="k")
+            job.catalog.add_scan(new, None)
+            job.catalog.quarantine(scan.scan_id, "looked_at", "too late", job.run_id)
+            raise AssertionError
+
+        job = job_of(shared, work=overtaken)
+        (outcome,) = run_claimed(job, [add(job.catalog)])
+        detail = "it was done meanwhile and is superseded now"
+        assert outcome == CaseOutcome("c1", Outcome.SKIPPED, "done_elsewhere", detail)
+        assert job.catalog.outcomes_of(job.run_id) == [outcome]
+
+    def test_a_conflict_over_a_scan_that_still_waits_is_a_failure(self, shared: Settings):
+        def refused(scan: ScanRecord) -> CaseOutcome:
+            raise ConflictError("the catalog refused")
+
+        job = job_of(shared, work=refused)
+        (outcome,) = run_claimed(job, [add(job.catalog)])
+        assert (outcome.outcome, outcome.reason) == (Outcome.FAILED, "ConflictError")
 
     def test_a_shard_that_is_started_again_keeps_what_it_did(self, shared: Settings):
         job = job_of(shared)

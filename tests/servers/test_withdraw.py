@@ -391,11 +391,11 @@ def test_what_was_being_taken_in_meanwhile_is_taken_back(
     before, add_scan, stored = platform.contents(), Catalog.add_scan, []
     platform.deliver(case_id, "PAT-A", 80)
 
-    def late(self: Catalog, draft: ScanDraft, run_id: int | None) -> ScanRecord:
+    def late(self: Catalog, draft: ScanDraft, run_id: int | None, **how: int) -> ScanRecord:
         withdraw.withdraw(platform.settings, "PAT-A", **WORDS)
         platform.workspace.store.put_bytes(b"written just after", str(draft.ct_key))
         stored.append(draft.ct_key)
-        return add_scan(self, draft, run_id)
+        return add_scan(self, draft, run_id, **how)
 
     monkeypatch.setattr(Catalog, "add_scan", late)
     entry = next(one for one in ingest.list_entries(platform.settings) if one.case_id == case_id)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 
 from retroln.catalog.accounting import CaseOutcome, Outcome
 from retroln.errors import UnavailableError
-from retroln.steps import outages
+from retroln.steps import cases, outages
 from retroln.steps.cases import run_cases
 
 
@@ -41,6 +42,24 @@ def test_killed_process_fails_its_own_case_alone() -> None:
     assert len(seen) == len(items)
     assert (outcomes["dies"].outcome, outcomes["dies"].reason) == (Outcome.FAILED, "process_died")
     assert all(outcomes[name].outcome is Outcome.DONE for name in ("a", "b", "c"))
+
+
+def test_a_death_costs_the_cases_in_hand_a_process_each_and_no_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pools: list[int] = []
+    pool_of = cases._pool
+
+    def counted(processes: int) -> ProcessPoolExecutor:
+        pools.append(processes)
+        return pool_of(processes)
+
+    monkeypatch.setattr(cases, "_pool", counted)
+    items = ["dies", *(str(number) for number in range(20))]
+    outcomes = {o.case_id: o.reason for o in run_cases(_work, items, case_id=str, processes=2)}
+    assert outcomes == dict.fromkeys(items) | {"dies": "process_died"}
+    assert pools.count(2) == 2
+    assert 1 <= pools.count(1) <= 5
 
 
 def test_a_case_waits_for_a_server_that_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
