@@ -11,29 +11,34 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field
 
 from retroln.errors import IntegrityError, NotFoundError
 from retroln.files import sha256_bytes, sha256_file, write_bytes, write_json
 from retroln.nnunet.dataset import DATASET_NAME
 from retroln.nnunet.environment import Folders
 from retroln.settings import Hu, RoiSpec
+from retroln.specs import Spec
 
 CONTRACT, MANIFEST = "contract.json", "manifest.json"
 CHECKPOINT = "checkpoint_final.pth"
 TRAINER, CONFIGURATION = "RetroLNTrainer", "3d_fullres"
 
 
-class Contract(BaseModel):
+class Contract(Spec):
     """What inference must do to be what training was; lies in the bundle as `contract.json`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(extra="forbid")
 
     format: int = Field(1, description="version of this file's layout")
-    hu: Hu = Field(description="window scaled to 0..1 before nnU-Net sees a crop")
-    roi: RoiSpec = Field(description="region that the crops were cut by")
+    hu: Annotated[Hu, BeforeValidator(Hu.of_record)] = Field(
+        description="window scaled to 0..1 before nnU-Net sees a crop"
+    )
+    roi: Annotated[RoiSpec, BeforeValidator(RoiSpec.of_record)] = Field(
+        description="region that the crops were cut by"
+    )
     labels: tuple[str, ...] = Field(("background", "lymph_node"), description="name of each label value")
     channels: tuple[str, ...] = Field(("CT",), description="input channels in order")
     axes: str = Field("zyx", description="array axes of the network: superior, anterior, right")
@@ -163,8 +168,8 @@ def _require_hash(file: Path, recorded: str, got: str) -> None:
 
 def _contract(path: Path) -> Contract:
     try:
-        return Contract.model_validate_json((path / CONTRACT).read_bytes())
-    except ValidationError as error:
+        return Contract.of_record(json.loads((path / CONTRACT).read_bytes()))
+    except ValueError as error:  # no JSON, or no contract
         raise IntegrityError("contract cannot be read", file=path / CONTRACT, got=str(error)) from error
 
 
