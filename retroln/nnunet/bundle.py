@@ -16,7 +16,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, ConfigDict, Field
 
 from retroln.errors import IntegrityError, NotFoundError
-from retroln.files import sha256_bytes, sha256_file, write_bytes, write_json
+from retroln.files import read_unchanged, sha256_file, sha256_unchanged, write_bytes, write_json
 from retroln.nnunet.dataset import DATASET_NAME
 from retroln.nnunet.environment import Folders
 from retroln.settings import Hu, RoiSpec
@@ -66,13 +66,13 @@ class Bundle:
     files: Mapping[str, str]
 
     def read(self, name: str) -> bytes:
-        """A file's bytes, hashed once more: what is returned is what was recorded.
+        """A file's bytes: what is returned is what was recorded.
 
         Raises:
             IntegrityError: the file has changed since the bundle was opened.
         """
-        data = (self.path / name).read_bytes()
-        _require_hash(self.path / name, self.files[name], sha256_bytes(data))
+        data, sha256 = read_unchanged(self.path / name)
+        _require_hash(self.path / name, self.files[name], sha256)
         return data
 
 
@@ -103,7 +103,7 @@ def make(dest: Path, folders: Folders, plans_id: str, folds: Sequence[int], cont
 
 
 def load(path: Path, sha256: str | None = None) -> Bundle:
-    """Check every byte of a bundle before anything in it is used.
+    """Check every byte of a bundle before anything in it is used (`files.sha256_unchanged`).
 
     Args:
         sha256: the manifest's hash as a registry recorded it; None trusts the manifest itself.
@@ -118,8 +118,8 @@ def load(path: Path, sha256: str | None = None) -> Bundle:
     manifest = _manifest(manifest_file, sha256)
     _require_same_files(path, manifest)
     for name, recorded in manifest["files"].items():
-        _require_hash(path / name, recorded, sha256_file(path / name))
-    hashed = sha256_file(manifest_file)
+        _require_hash(path / name, recorded, sha256_unchanged(path / name))
+    hashed = sha256_unchanged(manifest_file)
     return Bundle(path, _contract(path), tuple(manifest["folds"]), hashed, manifest["files"])
 
 
@@ -135,7 +135,7 @@ def _fill(target: Path, source: Path, names: Sequence[str], contract: Contract) 
 
 def _manifest(file: Path, sha256: str | None) -> dict[str, Any]:
     if sha256 is not None:
-        _require_hash(file, sha256, sha256_file(file))
+        _require_hash(file, sha256, sha256_unchanged(file))
     try:
         content = json.loads(file.read_bytes())
         files = {str(name): str(recorded) for name, recorded in content["files"].items()}
