@@ -27,7 +27,7 @@ def infer(shard_size: Size = 0, dask_address: str = "") -> State[Accounting]:
     """
     settings = settings_in_use()
     try:
-        model = stages.fetch_champion(settings)
+        model = stages.find_champion(settings)
     except NotFoundError as error:
         rename("infer: nothing is promoted yet")
         return Completed(name="NothingPromoted", message=str(error))

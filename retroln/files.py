@@ -7,14 +7,18 @@ import hashlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from retroln.errors import Meaning, RefusedError, UnavailableError, UserError
 
+SETTLED_NS = 2_000_000_000
+"""Longest step of a file system's clock: two writes within it may leave the same times."""
 _CHUNK_BYTES = 1 << 20
+_hashes: dict[tuple[int, ...], str] = {}
 
 _FULL = Meaning(
     RefusedError, "has no room left", "free space, or raise the quota or the limit on the size of files"
@@ -110,8 +114,46 @@ def sha256_json(content: Any) -> str:
 
 def sha256_file(path: Path) -> str:
     """Hex sha256 of a file, read in constant memory."""
-    digest = hashlib.sha256()
     with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK_BYTES):
-            digest.update(chunk)
+        return _sha256_stream(stream)
+
+
+def sha256_unchanged(path: Path) -> str:
+    """As `sha256_file`; a file that this process has hashed before, and nobody has written to, is not read.
+
+    Device, inode, size and times tell. No program can set a ctime back. A file whose ctime is younger than
+    `SETTLED_NS` is not remembered: a second write within one tick of the clock would not show.
+    """
+    with path.open("rb") as stream:
+        state, is_settled = _state(stream), _is_settled(stream)
+        if state in _hashes:
+            return _hashes[state]
+        found = _sha256_stream(stream)
+        if is_settled and _state(stream) == state:
+            _hashes[state] = found
+        return found
+
+
+def read_unchanged(path: Path) -> tuple[bytes, str]:
+    """The bytes of a file and their sha256, by the rule of `sha256_unchanged`."""
+    with path.open("rb") as stream:
+        state, data = _state(stream), stream.read()
+        known = _hashes.get(state) if _state(stream) == state else None
+    return data, known or sha256_bytes(data)
+
+
+def _sha256_stream(stream: IO[bytes]) -> str:
+    digest = hashlib.sha256()
+    while chunk := stream.read(_CHUNK_BYTES):
+        digest.update(chunk)
     return digest.hexdigest()
+
+
+def _state(stream: IO[bytes]) -> tuple[int, ...]:
+    """What changes when anybody writes to a file, or puts another one in its place."""
+    facts = os.fstat(stream.fileno())
+    return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns
+
+
+def _is_settled(stream: IO[bytes]) -> bool:
+    return time.time_ns() - os.fstat(stream.fileno()).st_ctime_ns > SETTLED_NS

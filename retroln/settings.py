@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings import SettingsError as SourceError
 
 from retroln.errors import SettingsError
+from retroln.specs import Spec
 
 LOCAL_STACK = Path("var/stack/retroln.env")
 """Private file in which `make stack` keeps where its servers are and how to get in."""
@@ -20,20 +21,16 @@ LabelScheme = Literal["totalseg-v2", "totalseg-v1", "verse"]
 SeriesCriterion = Literal["orientation", "kernel", "coverage", "phase", "thickness", "original", "slices"]
 
 
-class RoiSpec(BaseModel):
+class RoiSpec(Spec):
     """Size of the region in millimetres along the array axes, referenced to L2 (docs/reference)."""
-
-    model_config = ConfigDict(frozen=True)
 
     behind_mm: float = Field(30.0, gt=0, description="from L2's anterior margin towards the back")
     ahead_mm: float = Field(150.0, gt=0, description="from L2's anterior margin towards the front")
     lateral_mm: float = Field(150.0, gt=0, description="full left-right width, centred on L2")
 
 
-class Hu(BaseModel):
+class Hu(Spec):
     """The Hounsfield window that is scaled to 0..1; stored with every model."""
-
-    model_config = ConfigDict(frozen=True)
 
     low: float = -1000.0
     high: float = 400.0
@@ -59,10 +56,8 @@ class SeriesRule(BaseModel):
     thickest_mm: float = Field(3.0, gt=0, description="up to this one; outside, the nearest is taken")
 
 
-class TotalSegSpec(BaseModel):
+class TotalSegSpec(Spec):
     """How TotalSegmentator finds the vertebrae of a CT that came without them."""
-
-    model_config = ConfigDict(frozen=True)
 
     weights: str | None = Field(
         None,
@@ -101,10 +96,10 @@ def _in_order(schema: dict[str, Any]) -> None:
         field["position"] = place
 
 
-class TrainSpec(BaseModel):
+class TrainSpec(Spec):
     """How to train. `demo` is a small network for the CPU, `reference` the published one."""
 
-    model_config = ConfigDict(frozen=True, json_schema_extra=_in_order)
+    model_config = ConfigDict(json_schema_extra=_in_order)
 
     profile: Literal["reference", "demo"] = Field(
         "reference", description="the published network, or a small one for the CPU"

@@ -17,7 +17,7 @@ from retroln.metrics.gate import GateDecision
 from retroln.settings import Settings, TrainSpec
 from retroln.steps import infer, ingest, prepare, promote, reconcile, training
 from retroln.steps.entry import CaseEntry
-from retroln.steps.infer import Model
+from retroln.steps.infer import Champion
 from retroln.steps.promote import Decision
 from retroln.steps.reconcile import Reconciled
 from retroln.steps.training import Candidate, Ticket
@@ -61,9 +61,10 @@ def prepare_shard(settings: Settings | None, scan_ids: Sequence[int], run_id: in
 def infer_shard(settings: Settings | None, scan_ids: Sequence[int], run_id: int) -> list[CaseOutcome]:
     """Run the champion over some scans with the network kept warm."""
     settings = settings or settings_in_use()
-    model = infer.fetch_champion(settings)
-    if model.version != open_workspace(settings).catalog.run(run_id).parameters["version"]:
-        return infer.leave(settings, model, scan_ids, run_id=run_id)
+    found = infer.find_champion(settings)
+    if found.version != open_workspace(settings).catalog.run(run_id).parameters["version"]:
+        return infer.leave(settings, found, scan_ids, run_id=run_id)
+    model = infer.fetch(settings, found)
     return infer.infer(settings, model, scan_ids, run_id=run_id, owner=owner(), on_outcome=log_outcome)
 
 
@@ -78,9 +79,9 @@ def owner_of(flow_run_id: Any) -> str:
 
 
 @task(retries=2, retry_delay_seconds=10, timeout_seconds=_HOUR_S, cache_policy=NO_CACHE)
-def fetch_champion(settings: Settings) -> Model:
-    """Bring the champion to this machine's disk."""
-    return infer.fetch_champion(settings)
+def find_champion(settings: Settings) -> Champion:
+    """Which version is the champion."""
+    return infer.find_champion(settings)
 
 
 @task(cache_policy=NO_CACHE, tags=["training"])

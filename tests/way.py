@@ -54,7 +54,7 @@ def ingest_and_prepare(settings: Settings) -> tuple[Accounting, Accounting]:
 
 def infer_all(settings: Settings) -> Accounting:
     """The champion over everything that it has not seen."""
-    model = infer.fetch_champion(settings)
+    model = infer.fetch(settings, infer.find_champion(settings))
     run = Run.begin(settings, "infer", {})
     backlog = infer.backlog(settings, model)
     infer.infer(settings, model, backlog.left, run_id=run.run_id, owner="test")

@@ -178,7 +178,7 @@ def to_json(roi: Roi, *, containment: Containment | None = None, hu: Hu | None =
         "rung": roi.rung,
         "grid": _grid_content(roi.grid),
         "source": _grid_content(roi.source),
-        "spec": roi.spec.model_dump(),
+        "spec": roi.spec.recorded(),
         "containment": containment.to_dict() if containment else None,
         "hu_window": [hu.low, hu.high] if hu else None,
     }
@@ -197,7 +197,7 @@ def from_json(content: Mapping[str, Any]) -> Roi:
             clamped_sides=tuple(content["clamped_sides"]),
             grid=_grid(content["grid"]),
             source=_grid(content["source"]),
-            spec=RoiSpec(**content["spec"]),
+            spec=RoiSpec.of_record(content["spec"]),
             rung=str(content["rung"]),
         )
     except (KeyError, TypeError, ValueError) as error:

@@ -15,7 +15,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from retroln.errors import IntegrityError, NotFoundError
-from retroln.files import sha256_bytes, sha256_file
+from retroln.files import sha256_bytes, sha256_unchanged
 from retroln.nnunet.bundle import CHECKPOINT, CONFIGURATION
 from retroln.nnunet.model_folder import DATASET_FILE, PLANS_FILE, ModelFolder
 from retroln.settings import TotalSegSpec
@@ -197,7 +197,7 @@ class Weights:
 
     def _has(self, name: str, sha256: str) -> bool:
         file = self.folder / name
-        return file.is_file() and sha256_file(file) == sha256
+        return file.is_file() and sha256_unchanged(file) == sha256
 
 
 _IMPORT = "import the weights again (`retroln weights import`)"

@@ -74,7 +74,7 @@ class PreparationQueries:
         )
         with self._database.writing() as session:
             rows = session.execute(statement.with_for_update(of=Scan)).tuples()
-            other = [scan for scan, region in rows if RoiSpec(**region.document["spec"]) != spec]
+            other = [scan for scan, region in rows if region.document["spec"] != spec.recorded()]
             for scan in other:
                 move(session, scan, ScanState.INGESTED, None, reason="region_changed")
                 scan.predicted_model, scan.predicted_version = "", 0

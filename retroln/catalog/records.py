@@ -152,7 +152,7 @@ class CropRecord:
     @property
     def spec(self) -> RoiSpec:
         """Sizes of the region that the crop was cut by."""
-        return RoiSpec(**self.roi["spec"])
+        return RoiSpec.of_record(self.roi["spec"])
 
 
 @dataclass(frozen=True, kw_only=True)

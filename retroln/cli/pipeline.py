@@ -91,9 +91,10 @@ def infer(limit: int | None) -> None:
     from retroln.steps import infer as step
 
     settings = Settings()
-    model = step.fetch_champion(settings)
-    backlog = step.backlog(settings, model)
+    found = step.find_champion(settings)
+    backlog = step.backlog(settings, found)
     left = _limited(backlog.left, limit)
+    model = step.fetch(settings, found)
     run = runs.Run.begin(settings, "infer", {"version": model.version, "limit": limit})
     with run, progress(f"infer v{model.version}", len(left)) as tell:
         step.infer(settings, model, left, run_id=run.run_id, owner=this_process(), on_outcome=tell)

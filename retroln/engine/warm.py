@@ -13,8 +13,8 @@ from retroln.nnunet.predict import Device, Predictor
 def predictor_for(bundle_dir: Path, device: Device = "auto", arithmetic: Asked = "auto") -> Predictor:
     """The predictor of a bundle, from memory if the same bytes were opened before.
 
-    Every call verifies the bundle's hashes; a bundle replaced on disk is loaded anew. The two most
-    recent are kept.
+    Every call verifies the bundle, of which only files that are new or were written to are read; a bundle
+    replaced on disk is loaded anew. The two most recent are kept.
 
     Raises:
         NotFoundError, IntegrityError: as `retroln.nnunet.bundle.load`.

@@ -11,29 +11,34 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field
 
 from retroln.errors import IntegrityError, NotFoundError
-from retroln.files import sha256_bytes, sha256_file, write_bytes, write_json
+from retroln.files import read_unchanged, sha256_file, sha256_unchanged, write_bytes, write_json
 from retroln.nnunet.dataset import DATASET_NAME
 from retroln.nnunet.environment import Folders
 from retroln.settings import Hu, RoiSpec
+from retroln.specs import Spec
 
 CONTRACT, MANIFEST = "contract.json", "manifest.json"
 CHECKPOINT = "checkpoint_final.pth"
 TRAINER, CONFIGURATION = "RetroLNTrainer", "3d_fullres"
 
 
-class Contract(BaseModel):
+class Contract(Spec):
     """What inference must do to be what training was; lies in the bundle as `contract.json`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(extra="forbid")
 
     format: int = Field(1, description="version of this file's layout")
-    hu: Hu = Field(description="window scaled to 0..1 before nnU-Net sees a crop")
-    roi: RoiSpec = Field(description="region that the crops were cut by")
+    hu: Annotated[Hu, BeforeValidator(Hu.of_record)] = Field(
+        description="window scaled to 0..1 before nnU-Net sees a crop"
+    )
+    roi: Annotated[RoiSpec, BeforeValidator(RoiSpec.of_record)] = Field(
+        description="region that the crops were cut by"
+    )
     labels: tuple[str, ...] = Field(("background", "lymph_node"), description="name of each label value")
     channels: tuple[str, ...] = Field(("CT",), description="input channels in order")
     axes: str = Field("zyx", description="array axes of the network: superior, anterior, right")
@@ -64,13 +69,13 @@ class Bundle:
     files: Mapping[str, str]
 
     def read(self, name: str) -> bytes:
-        """A file's bytes, hashed once more: what is returned is what was recorded.
+        """A file's bytes: what is returned is what was recorded.
 
         Raises:
             IntegrityError: the file has changed since the bundle was opened.
         """
-        data = (self.path / name).read_bytes()
-        _require_hash(self.path / name, self.files[name], sha256_bytes(data))
+        data, sha256 = read_unchanged(self.path / name)
+        _require_hash(self.path / name, self.files[name], sha256)
         return data
 
 
@@ -101,7 +106,7 @@ def make(dest: Path, folders: Folders, plans_id: str, folds: Sequence[int], cont
 
 
 def load(path: Path, sha256: str | None = None) -> Bundle:
-    """Check every byte of a bundle before anything in it is used.
+    """Check every byte of a bundle before anything in it is used (`files.sha256_unchanged`).
 
     Args:
         sha256: the manifest's hash as a registry recorded it; None trusts the manifest itself.
@@ -116,8 +121,8 @@ def load(path: Path, sha256: str | None = None) -> Bundle:
     manifest = _manifest(manifest_file, sha256)
     _require_same_files(path, manifest)
     for name, recorded in manifest["files"].items():
-        _require_hash(path / name, recorded, sha256_file(path / name))
-    hashed = sha256_file(manifest_file)
+        _require_hash(path / name, recorded, sha256_unchanged(path / name))
+    hashed = sha256_unchanged(manifest_file)
     return Bundle(path, _contract(path), tuple(manifest["folds"]), hashed, manifest["files"])
 
 
@@ -133,7 +138,7 @@ def _fill(target: Path, source: Path, names: Sequence[str], contract: Contract) 
 
 def _manifest(file: Path, sha256: str | None) -> dict[str, Any]:
     if sha256 is not None:
-        _require_hash(file, sha256, sha256_file(file))
+        _require_hash(file, sha256, sha256_unchanged(file))
     try:
         content = json.loads(file.read_bytes())
         files = {str(name): str(recorded) for name, recorded in content["files"].items()}
@@ -166,8 +171,8 @@ def _require_hash(file: Path, recorded: str, got: str) -> None:
 
 def _contract(path: Path) -> Contract:
     try:
-        return Contract.model_validate_json((path / CONTRACT).read_bytes())
-    except ValidationError as error:
+        return Contract.of_record(json.loads((path / CONTRACT).read_bytes()))
+    except ValueError as error:  # no JSON, or no contract
         raise IntegrityError("contract cannot be read", file=path / CONTRACT, got=str(error)) from error
 
 

@@ -34,7 +34,7 @@ def train_here(root: Path, folder: Path, asked: Asked) -> None:
     parent, told = os.getppid(), _listen()
     folders = activate(root)
     request = json.loads((folder / REQUEST_FILE).read_bytes())
-    spec = TrainSpec.model_validate(request["spec"])
+    spec = TrainSpec.of_record(request["spec"])
     if spec.profile == "demo":
         os.environ["nnUNet_n_proc_DA"] = "0"  # noqa: SIM112 (nnU-Net spells it so)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from retroln.errors import IntegrityError, NotFoundError
-from retroln.files import atomic_path, sha256_file, write_json
+from retroln.files import atomic_path, sha256_unchanged, write_json
 from retroln.nnunet.bundle import CHECKPOINT, CONFIGURATION
 from retroln.nnunet.environment import quiet
 
@@ -48,7 +48,7 @@ class ModelFolder:
             file = self.path / name
             if not file.is_file():
                 raise NotFoundError("a file of the network is missing", file=file, fix=_FETCH)
-            if (got := sha256_file(file)) != recorded:
+            if (got := sha256_unchanged(file)) != recorded:
                 raise IntegrityError(
                     "bytes do not match their recorded sha256",
                     file=file,

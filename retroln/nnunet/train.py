@@ -196,7 +196,7 @@ def _request(folders: Folders, plans_id: str, fold: int, spec: TrainSpec) -> dic
     return {
         "plans_id": plans_id,
         "fold": fold,
-        "spec": spec.model_dump(mode="json", include={*_SPEC_FIELDS}),
+        "spec": spec.recorded(_SPEC_FIELDS),
         "inputs": {name: sha256_file(base / name) for name in inputs},
     }
 

@@ -168,7 +168,10 @@ class RetroLNTrainer(nnUNetTrainer):  # type: ignore[misc]
         return autocast(self.arithmetic)
 
     def _build_loss(self) -> Any:
-        """nnU-Net's loss; where the network runs in bf16 its outputs are summed in float32."""
+        """nnU-Net's loss; where the network runs in bf16 its outputs are summed in float32.
+
+        nnU-Net's own trainers override this one: it is the place for another loss, whatever its name says.
+        """
         loss = super()._build_loss()
         if self.arithmetic != "bf16":
             return loss
@@ -217,6 +220,7 @@ class RetroLNTrainer(nnUNetTrainer):  # type: ignore[misc]
             checkpoint.record(target, sha256_file(partial), self.current_epoch + 1)
 
     def _save_weights(self, target: Path) -> None:
+        # a compiled module has no public name for the one inside; nnU-Net reads this one, too
         network = getattr(self.network, "_orig_mod", self.network)
         init = {name: self.my_init_kwargs[name] for name in ("configuration", "fold")}
         content = {

@@ -49,8 +49,8 @@ class CropTool:
         return {
             "recipe": _RECIPE,
             "label_ids": self.label_ids,
-            "hu_window": [self.hu.low, self.hu.high] if self.normalize else None,
-            "spec": self.spec.model_dump(),
+            "hu_window": [self.hu.low, self.hu.high, *self.hu.added()] if self.normalize else None,
+            "spec": self.spec.recorded(),
         }
 
     def work(self, case: FolderCase) -> Result:

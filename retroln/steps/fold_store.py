@@ -44,7 +44,7 @@ class Ticket(BaseModel):
 
 def spec_sha256(spec: TrainSpec) -> str:
     """Hash of all that a spec says."""
-    return sha256_json(spec.model_dump(mode="json"))
+    return sha256_json(spec.recorded())
 
 
 @dataclass(frozen=True)

@@ -35,17 +35,23 @@ CHAMPION_CHANGED = "champion_changed"
 
 
 @dataclass(frozen=True)
-class Model:
-    """A registered version on this machine's disk, and the dataset that it was trained and tested on."""
+class Champion:
+    """The registered version in use, and the dataset that it was trained and tested on."""
 
     name: str
     version: int
-    bundle_dir: Path
     dataset: DatasetRecord
 
 
-def fetch_champion(settings: Settings) -> Model:
-    """Download the champion (once) and say which it is.
+@dataclass(frozen=True)
+class Model(Champion):
+    """A version whose bundle lies on this machine's disk."""
+
+    bundle_dir: Path
+
+
+def find_champion(settings: Settings) -> Champion:
+    """Which version is the champion; nothing is downloaded.
 
     The audit decides which that is: an alias that somebody moved by hand is not followed.
 
@@ -53,19 +59,23 @@ def fetch_champion(settings: Settings) -> Model:
         NotFoundError: nothing has been promoted yet.
     """
     workspace = open_workspace(settings)
-    registry = workspace.registry
     row = champion.current(workspace.catalog.audits(settings.model_name))
     version = row.version if row else None
     if version is None:
         raise NotFoundError(
             f"model {settings.model_name} has no champion", fix="train and promote a version first"
         )
-    dataset = workspace.catalog.dataset(registry.tags(version)["dataset.version"])
-    bundle_dir = registry.fetch(version, settings.work_dir / "models")
-    return Model(settings.model_name, version, bundle_dir, dataset)
+    dataset = workspace.catalog.dataset(workspace.registry.tags(version)["dataset.version"])
+    return Champion(settings.model_name, version, dataset)
 
 
-def backlog(settings: Settings, model: Model) -> Backlog:
+def fetch(settings: Settings, found: Champion) -> Model:
+    """Bring a version's bundle to this machine's disk (once); errors as `MlflowRegistry.fetch`."""
+    bundle_dir = open_workspace(settings).registry.fetch(found.version, settings.work_dir / "models")
+    return Model(found.name, found.version, found.dataset, bundle_dir)
+
+
+def backlog(settings: Settings, model: Champion) -> Backlog:
     """The prepared scans that this version has not seen, and how many inference has nothing to do for.
 
     Those were seen by this version already, or, as `notes["trained_on"]` counts, were in its training.
@@ -80,7 +90,7 @@ def backlog(settings: Settings, model: Model) -> Backlog:
     )
 
 
-def _trained_on(model: Model) -> list[MemberDraft]:
+def _trained_on(model: Champion) -> list[MemberDraft]:
     return [member for member in model.dataset.members if member.role == "train"]
 
 
@@ -101,7 +111,7 @@ def infer(
     return run_claimed(job, scan_ids, on_outcome=on_outcome)
 
 
-def leave(settings: Settings, model: Model, scan_ids: Sequence[int], *, run_id: int) -> list[CaseOutcome]:
+def leave(settings: Settings, model: Champion, scan_ids: Sequence[int], *, run_id: int) -> list[CaseOutcome]:
     """Note that scans were left because `model` became champion after their run began with another.
 
     The next run takes them up with it; results of a version that is no longer champion are not made.
@@ -116,7 +126,7 @@ def leave(settings: Settings, model: Model, scan_ids: Sequence[int], *, run_id: 
     return left
 
 
-def _waits(model: Model, scan: ScanRecord) -> bool:
+def _waits(model: Champion, scan: ScanRecord) -> bool:
     seen = (scan.predicted_model, scan.predicted_version) == (model.name, model.version)
     return scan.state is ScanState.PREPARED and not seen
 
@@ -256,7 +266,7 @@ def _page(
     )
 
 
-def _cautions(model: Model, contract: Contract, history: CaseHistory) -> list[str]:
+def _cautions(model: Champion, contract: Contract, history: CaseHistory) -> list[str]:
     """What a reader must know before the nodes, beyond what the page sees in the region itself."""
     found = [f"The model is a stand-in, {contract.stand_in}."] if contract.stand_in else []
     landmarks = history.landmarks

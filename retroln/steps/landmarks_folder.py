@@ -150,7 +150,7 @@ def networks(quality: Quality) -> str:
     from retroln.anatomy.totalseg import VERSION
 
     spec = _settings(quality, "auto").totalseg
-    return sha256_json([VERSION, spec.weights, spec.quality, spec.ribs, spec.refine])
+    return sha256_json([VERSION, spec.weights, spec.quality, spec.ribs, spec.refine, *spec.added()])
 
 
 def _settings(quality: Quality, device: Device) -> Settings:

@@ -47,11 +47,19 @@ class Decision:
 def find_trained(settings: Settings, spec: TrainSpec, record: DatasetRecord) -> int | None:
     """The version already trained on this dataset with this spec, if any."""
     registry = open_workspace(settings).registry
-    wanted = {DATASET_TAG: record.version, SPEC_TAG: spec.model_dump_json()}
     same = [
-        v for v in registry.versions() if all(v.tags.get(name) == value for name, value in wanted.items())
+        v.version
+        for v in registry.versions()
+        if v.tags.get(DATASET_TAG) == record.version and _is_of(v.tags, spec)
     ]
-    return same[0].version if same else None
+    return same[0] if same else None
+
+
+def _is_of(tags: Mapping[str, str], spec: TrainSpec) -> bool:
+    try:
+        return bool(json.loads(tags.get(SPEC_TAG, "")) == spec.recorded())
+    except ValueError:
+        return False
 
 
 def register(
@@ -68,7 +76,7 @@ def register(
         SUMMARY_TAG: json.dumps(figures(evaluation)),
         TEST_HASH_TAG: test_hash(record),
         DATASET_TAG: record.version,
-        SPEC_TAG: spec.model_dump_json(),
+        SPEC_TAG: json.dumps(spec.recorded()),
     }
     version = registry.register(bundle_dir, mlflow_run_id, tags)
     registry.set_alias("candidate", version)

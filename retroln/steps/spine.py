@@ -119,7 +119,9 @@ def _totalseg(workspace: Workspace, scan: ScanRecord, ct: Volume, folder: Path) 
 
 def _key(spec: TotalSegSpec, scan: ScanRecord, copy: Weights) -> str:
     """Beside the scan, under all that decides the labels."""
-    decides = sha256_json([copy.sha256, spec.quality, spec.ribs, spec.refine, totalseg.VERSION])
+    decides = sha256_json(
+        [copy.sha256, spec.quality, spec.ribs, spec.refine, totalseg.VERSION, *spec.added()]
+    )
     base = f"scans/{scan.case_id}/{scan.source_sha256[:_SHORT]}"
     return f"{base}/totalseg-{decides[:_SHORT]}/vertebrae.nii.gz"
 

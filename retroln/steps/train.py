@@ -33,7 +33,7 @@ def publish_dataset(settings: Settings, spec: TrainSpec) -> DatasetRecord:
         [m.case_id, m.patient_id, m.role, m.fold, crop.ct_sha256, crop.mask_sha256]
         for m, (_, crop) in zip(members, labelled, strict=True)
     ]
-    version = sha256_json({"members": content, "n_folds": spec.n_folds, "hu": settings.hu.model_dump()})
+    version = sha256_json({"members": content, "n_folds": spec.n_folds, "hu": settings.hu.recorded()})
     manifest_key = f"datasets/{version[:16]}/manifest.json"
     manifest = {
         "version": version,
@@ -59,7 +59,7 @@ def _require_enough(labelled: Labelled, spec: TrainSpec) -> None:
 
 
 def _require_region(labelled: Labelled, region: RoiSpec) -> None:
-    other = sorted(scan.case_id for scan, crop in labelled if crop.spec != region)
+    other = sorted(scan.case_id for scan, crop in labelled if crop.roi["spec"] != region.recorded())
     if other:
         raise GateError(
             "crops were cut by another region than the present one",

@@ -250,7 +250,7 @@ def tree_sha256(folder: Path) -> str:
     entries = sorted(path for path in folder.rglob("*") if path.is_file())
     if not entries:
         raise NotFoundError("no bundle here", file=folder, fix="train or fetch the model first")
-    return files.sha256_json({p.relative_to(folder).as_posix(): files.sha256_file(p) for p in entries})
+    return files.sha256_json({p.relative_to(folder).as_posix(): files.sha256_unchanged(p) for p in entries})
 
 
 def _require_sha256(folder: Path, expected: str) -> None:

@@ -12,15 +12,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from retroln import files
 from retroln.catalog.accounting import Accounting
 from retroln.catalog.states import ScanState
+from retroln.engine import warm
 from retroln.errors import GateError
 from retroln.imaging import nifti
+from retroln.nnunet.predict import Predictor
 from retroln.settings import GateSpec, Settings, TrainSpec
 from retroln.steps import audit, infer, promote, training
 from retroln.steps.phantom_cohort import CohortSpec, write_cohort
 from retroln.steps.workspace import open_workspace
 from retroln.storage.open import open_store
+from retroln.tracking.registry import MlflowRegistry
 from tests.way import embedded, infer_all, ingest_and_prepare
 
 COHORT = CohortSpec(patients=8, spacing_mm=(4.0, 4.0, 5.0))
@@ -129,13 +133,52 @@ def test_scans_trained_on_are_skipped_and_counted(spine: Spine) -> None:
     catalog = open_workspace(spine.settings).catalog
     n_test, n_train = len(_members(spine, "test")), len(_members(spine, "train"))
     assert spine.inferred == Accounting(n_test + n_train, n_test, n_train, 0, 0)
-    assert infer.backlog(spine.settings, infer.fetch_champion(spine.settings)).notes == {
-        "trained_on": n_train
-    }
+    assert infer.backlog(spine.settings, infer.find_champion(spine.settings)).notes == {"trained_on": n_train}
     for case_id in _members(spine, "train"):
         scan = catalog.current_scan(case_id)
         assert scan is not None
         assert catalog.predictions_of(scan.scan_id) == []
+
+
+def test_a_bundle_is_hashed_once_whatever_the_number_of_cases(
+    spine: Spine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[str] = []
+    of_stream, of_bytes = files._sha256_stream, files.sha256_bytes
+    monkeypatch.setattr(files, "SETTLED_NS", 0)
+    monkeypatch.setattr(files, "_hashes", {})
+    monkeypatch.setattr(files, "_sha256_stream", lambda s: hashed.append(Path(s.name).name) or of_stream(s))
+    monkeypatch.setattr(files, "sha256_bytes", lambda data: hashed.append(f"{len(data)} B") or of_bytes(data))
+    monkeypatch.setattr(Predictor, "predict", lambda _, ct: ct.with_array(np.zeros(ct.grid.shape, np.uint8)))
+    warm._predictor.cache_clear()
+    model = infer.fetch(spine.settings, infer.find_champion(spine.settings))
+    sizes = {path.name: path.stat().st_size for path in model.bundle_dir.rglob("*") if path.is_file()}
+    of_the_bundle = {*sizes, *(f"{size} B" for size in sizes.values())}
+    counted = []
+    for case_id in _members(spine, "test")[:2]:
+        _predict_and_show(spine.settings, model, case_id)
+        counted.append(sorted(name for name in hashed if name in of_the_bundle))
+        hashed.clear()
+    assert counted == [sorted(sizes), []]
+
+
+def _predict_and_show(settings: Settings, model: infer.Model, case_id: str) -> None:
+    """What inference does with a model, without recording it once more."""
+    workspace = open_workspace(settings)
+    scan = workspace.catalog.current_scan(case_id)
+    assert scan is not None
+    crop = workspace.catalog.crop_of(scan.scan_id)
+    with workspace.scratch() as folder:
+        workspace.store.get_file(crop.ct_key, folder / "ct.nii.gz")
+        ct = nifti.read(folder / "ct.nii.gz")
+    labels = infer._predict(model, ct, crop)
+    assert case_id in infer._page(workspace, model, scan, crop, ct, labels, [])
+
+
+def test_a_night_with_nothing_to_do_downloads_no_model(spine: Spine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MlflowRegistry, "fetch", lambda *_: pytest.fail("the bundle was fetched"))
+    backlog = infer.backlog(spine.settings, infer.find_champion(spine.settings))
+    assert (backlog.left, backlog.skipped) == ((), spine.inferred.n_in)
 
 
 def test_second_pass_does_nothing(spine: Spine) -> None:

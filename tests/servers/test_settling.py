@@ -78,7 +78,7 @@ def dataset_of(catalog: Catalog, *trained: ScanRecord) -> DatasetRecord:
 
 
 def model_of(settings: Settings, dataset: DatasetRecord) -> Model:
-    return Model("m", 7, settings.work_dir, dataset)
+    return Model("m", 7, dataset, settings.work_dir)
 
 
 def begin(settings: Settings, external_id: str | None = None) -> Run:

@@ -63,6 +63,21 @@ def test_a_deflated_object_is_inflated_up_to_its_bound(
     assert _refusal(path).startswith(f"at most {path.stat().st_size} bytes")
 
 
+def test_a_deflated_object_behind_commands_is_bounded_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pydicom passes over a command set between meta information and data set; so must the bound."""
+    path = tmp_path / "one.dcm"
+    save(path, series(ct_array(), lps_grid(), Made(transfer_syntax=DeflatedExplicitVRLittleEndian))[0])
+    data = path.read_bytes()
+    meta_end = 144 + int.from_bytes(data[140:144], "little")
+    command = b"\0\0\x00\x01" + (2).to_bytes(4, "little") + b"\x01\0"
+    path.write_bytes(data[:meta_end] + command + data[meta_end:])
+    assert read_instance(path).whole("Rows") == 20
+    monkeypatch.setattr(bounds, "LARGEST_INFLATED_BYTES", 500)
+    assert _refusal(path) == "at most 500 bytes when it is inflated"
+
+
 def test_a_deflated_object_that_ends_early_is_left_to_its_reader(tmp_path: Path) -> None:
     path = tmp_path / "one.dcm"
     save(path, series(ct_array(), lps_grid(), Made(transfer_syntax=DeflatedExplicitVRLittleEndian))[0])

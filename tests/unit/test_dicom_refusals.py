@@ -19,6 +19,7 @@ from pydicom.uid import (
 )
 
 from retroln.errors import GeometryError, InputError
+from retroln.imaging.dicom import decoder, decoding
 from retroln.imaging.dicom.study import open_study, pick
 from retroln.settings import SeriesRule
 from tests.dicom_series import Made, ct_array, lps_grid, series, write
@@ -246,6 +247,46 @@ def test_a_codec_that_does_not_end_is_a_reason(tmp_path: Path, monkeypatch: pyte
     _instead_of_the_decoder(monkeypatch, "import time; time.sleep(60)")
     monkeypatch.setattr("retroln.imaging.dicom.apart._PATIENCE_S", 0.5)
     assert "came to no end" in str(refusal(tmp_path))
+
+
+_GREEDY = """
+from retroln.imaging.dicom import decoder
+decoder.frames = lambda *_: (bytearray({mib} << 20) and None for _ in range(1))
+decoder.main()
+"""
+
+
+def test_a_codec_that_takes_more_memory_than_a_slice_can_need_is_a_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = write(tmp_path, series(ct_array(), lps_grid(), Made(transfer_syntax=JPEG2000Lossless)))
+    with monkeypatch.context() as patch:
+        _instead_of_the_decoder(patch, _GREEDY.format(mib=decoder.FRAME_SHARE * 32 + 16))
+        error = refusal(tmp_path)
+    assert error.reason == "undecodable" and error.file == paths[0].with_name("IM0000.dcm")
+    assert error.got == "more than 768 MiB taken to decode it"
+    assert open_study(paths).series[0].volume().grid.shape == ct_array().shape  # the next case
+
+
+def test_the_bound_on_memory_leaves_room_for_what_a_slice_can_need(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A child that takes all but 16 MiB of it fails for another reason: it has no frame to send."""
+    write(tmp_path, series(ct_array(), lps_grid(), Made(transfer_syntax=JPEG2000Lossless)))
+    _instead_of_the_decoder(monkeypatch, _GREEDY.format(mib=decoder.FRAME_SHARE * 32 - 16))
+    with pytest.raises(ChildProcessError):
+        open_study(tmp_path.iterdir()).series[0].volume()
+
+
+def test_want_of_memory_is_no_fault_of_the_fragments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (path, *_) = write(tmp_path, series(ct_array(), lps_grid(), Made(transfer_syntax=JPEG2000Lossless)))
+
+    def full(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("pydicom.encaps.generate_frames", full)
+    with pytest.raises(MemoryError):
+        next(decoding.frames(path, [0], JPEG2000Lossless))
 
 
 @pytest.mark.parametrize(

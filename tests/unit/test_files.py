@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import stat
+from pathlib import Path
 
 import pytest
 
@@ -79,3 +80,80 @@ def test_hashes_agree(tmp_path):
     assert files.sha256_json({"a": 1}) != files.sha256_json({"a": "1"})
     with pytest.raises(ValueError, match="JSON compliant"):
         files.sha256_json(float("inf"))
+
+
+@pytest.fixture
+def weights(tmp_path, monkeypatch):
+    """A file that is remembered although it is new, and the names of files that were read to be hashed."""
+    monkeypatch.setattr(files, "SETTLED_NS", 0)
+    monkeypatch.setattr(files, "_hashes", {})
+    (tmp_path / "weights").write_bytes(b"weights 0")
+    return tmp_path / "weights"
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    found, genuine = [], files._sha256_stream
+    monkeypatch.setattr(
+        files, "_sha256_stream", lambda stream: found.append(Path(stream.name)) or genuine(stream)
+    )
+    return found
+
+
+def sha256(data):
+    return hashlib.sha256(data).hexdigest()
+
+
+def after_a_tick(path, change):
+    """`change` a file until its clock has gone on; some milliseconds."""
+    before = path.stat().st_ctime_ns
+    while path.stat().st_ctime_ns == before:
+        change()
+
+
+def test_an_unchanged_file_is_hashed_once(weights, reads):
+    assert {files.sha256_unchanged(weights) for _ in range(3)} == {sha256(b"weights 0")}
+    assert files.read_unchanged(weights) == (b"weights 0", sha256(b"weights 0"))
+    assert reads == [weights]
+
+
+def in_place(path):
+    times = path.stat()
+    path.write_bytes(b"weights X")
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def by_another(path):
+    times = path.stat()
+    path.with_name("other").write_bytes(b"weights X")
+    os.utime(path.with_name("other"), ns=(times.st_atime_ns, times.st_mtime_ns))
+    path.with_name("other").replace(path)
+
+
+@pytest.mark.parametrize("change", [in_place, by_another])
+def test_other_bytes_of_the_same_size_and_time_are_noticed(weights, change):
+    files.sha256_unchanged(weights)
+    after_a_tick(weights, lambda: change(weights))
+    assert files.read_unchanged(weights) == (b"weights X", sha256(b"weights X"))
+    assert files.sha256_unchanged(weights) == sha256(b"weights X")
+
+
+def test_a_file_that_was_just_written_is_hashed_each_time(weights, reads, monkeypatch):
+    monkeypatch.setattr(files, "SETTLED_NS", 3600 * 10**9)
+    files.sha256_unchanged(weights)
+    weights.write_bytes(b"weights X")
+    assert files.sha256_unchanged(weights) == sha256(b"weights X")
+    assert len(reads) == 2
+
+
+def test_a_file_that_changes_while_it_is_hashed_is_not_remembered(weights, monkeypatch):
+    genuine = files._sha256_stream
+
+    def meanwhile(stream):
+        found = genuine(stream)
+        after_a_tick(weights, lambda: weights.write_bytes(b"weights X"))
+        return found
+
+    monkeypatch.setattr(files, "_sha256_stream", meanwhile)
+    files.sha256_unchanged(weights)
+    assert files._hashes == {}

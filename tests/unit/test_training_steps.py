@@ -7,9 +7,9 @@ import os
 import signal
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 
@@ -21,7 +21,8 @@ from retroln.imaging.phantom import PhantomSpec, make_phantom
 from retroln.nnunet import train as nnunet_train
 from retroln.nnunet.bundle import CHECKPOINT
 from retroln.nnunet.checkpoint import LATEST
-from retroln.settings import Settings, TrainSpec
+from retroln.settings import Hu, RoiSpec, Settings, TrainSpec
+from retroln.specs import Absent
 from retroln.steps import folds, ingest, prepare, promote, training, workshop
 from retroln.steps.fold_store import FoldStore, Ticket
 from retroln.steps.runs import Run
@@ -200,6 +201,33 @@ def test_training_that_died_between_registering_and_ending_is_ended(
     assert is_finished(platform, spread.ticket.mlflow_run_id)
     assert promote.find_trained(platform, SPEC, spread.candidate.dataset) == spread.candidate.version
     assert set(map(len, history(platform, spread.ticket.mlflow_run_id).values())) == {1, 2}
+
+
+class LaterTrain(TrainSpec):
+    """As a later version may know it."""
+
+    arithmetic: Annotated[str, Absent("float32")] = "float32"
+
+
+class LaterRoi(RoiSpec):
+    """As a later version may know it."""
+
+    above_mm: Annotated[float | None, Absent(None)] = None
+
+
+class LaterHu(Hu):
+    """As a later version may know it."""
+
+    low_becomes: Annotated[float, Absent(0.0)] = 0.0
+
+
+def test_fields_that_are_new_train_nothing_again(spread: Spread, platform: Settings) -> None:
+    later = platform.model_copy(update={"roi": LaterRoi(), "hu": LaterHu()})
+    assert prepare.reopen(later) == 0
+    found = training.begin(later, LaterTrain(**SPEC.model_dump()))
+    assert found == replace(spread.candidate, skipped=True)
+    another = LaterTrain(**SPEC.model_dump(), arithmetic="bfloat16")
+    assert promote.find_trained(later, another, spread.candidate.dataset) is None
 
 
 def train_until_killed(settings: Settings, ticket: Ticket) -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from retroln.errors import InputError
 from retroln.imaging.volume import LARGEST_BYTES
@@ -27,6 +28,7 @@ MOST_ITEMS = 250_000
 """Of all sequences, and fragments of pixels: a SEG of 20,000 frames has some 160,000."""
 
 _DEFLATED = "1.2.840.10008.1.2.1.99"
+_META, _COMMANDS = 2, 0  # groups ahead of the data set, as pydicom reads them
 _ITEMS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")  # an item's tag in either byte order
 _ITEM_BYTES = 8  # tag and length
 _CHUNK_BYTES = 1 << 20
@@ -41,7 +43,7 @@ def require_bounded(path: Path) -> None:
     if size > LARGEST_FILE_BYTES:
         raise _too_large(path, f"at most {LARGEST_FILE_BYTES >> 20} MiB", f"{size >> 20} MiB")
     with path.open("rb") as stream:
-        if _is_deflated(stream):
+        if _is_deflated(path, stream):
             most = min(LARGEST_INFLATED_BYTES, MOST_INFLATED_RATIO * size)
             _require_few_items(path, _bounded(path, _inflated(stream), most))
         elif size >= MOST_ITEMS * _ITEM_BYTES:
@@ -49,17 +51,24 @@ def require_bounded(path: Path) -> None:
             _require_few_items(path, iter(lambda: stream.read(_CHUNK_BYTES), b""))
 
 
-def _is_deflated(stream: IO[bytes]) -> bool:
+def _is_deflated(path: Path, stream: IO[bytes]) -> bool:
     """Whether pydicom will take it for deflated; the stream is then where the data set begins.
 
     By pydicom's own functions: another reading of the meta information could be led to another answer.
     """
     from pydicom import filereader
 
+    meta = filereader.read_file_meta_info(path)
+    if str(meta.get("TransferSyntaxUID")) != _DEFLATED:
+        return False
     filereader.read_preamble(stream, force=False)
-    meta: Any = filereader._read_file_meta_info(stream)
-    filereader._read_command_set_elements(stream)
-    return str(meta.get("TransferSyntaxUID")) == _DEFLATED
+    for group, is_implicit in ((_META, bool(meta.original_encoding[0])), (_COMMANDS, True)):
+        filereader.read_dataset(stream, is_implicit, True, stop_when=partial(_is_beyond, group))
+    return True
+
+
+def _is_beyond(group: int, tag: int, vr: str | None, length: int) -> bool:
+    return tag >> 16 != group
 
 
 def _inflated(stream: IO[bytes]) -> Iterator[bytes]:

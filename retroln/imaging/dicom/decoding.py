@@ -180,6 +180,8 @@ def _coded(header: Any, path: Path) -> Iterator[bytes]:
             extended_offsets=offsets,
         )
     except Exception as error:  # of damaged fragments
+        if is_no_fault_of_the_file(error):
+            raise
         raise undecodable(path, f"fragments that are no frames ({type(error).__name__})") from None
 
 
