@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import os
 import subprocess
 import sys
 import time
@@ -15,8 +16,9 @@ from xmlrpc.client import Fault, ServerProxy
 from infra.postgres import write_secret
 from infra.stack.programs import Program
 
-_START_S = 60
-_READY_S = 120
+_START_S = 180
+_READY_S = 300
+_LONGEST_SOCKET = 99  # of the system's 107 bytes; supervisord puts its process id behind the name
 
 
 def is_worker(name: str) -> bool:
@@ -33,7 +35,12 @@ class Supervisor:
         self._socket = home / "supervisor.sock"
 
     def configure(self, programs: Iterable[Program]) -> None:
-        """Write the configuration (private: it holds the programs' environment) and load it if running."""
+        """Write the configuration (private: it holds the programs' environment) and load it if running.
+
+        Raises:
+            RuntimeError: the folder's path is too long for a socket.
+        """
+        self._require_short()
         (self.home / "logs").mkdir(exist_ok=True)
         write_secret(self._config, _configuration(self.home, self._socket, programs))
         if self.is_running():
@@ -41,6 +48,13 @@ class Supervisor:
         else:
             subprocess.run([_tool("supervisord"), "-c", str(self._config)], check=True)
             self._wait()
+
+    def _require_short(self) -> None:
+        if len(os.fsencode(self._socket)) > _LONGEST_SOCKET:
+            raise RuntimeError(
+                f"{self._socket} is too long a path for a socket (at most {_LONGEST_SOCKET} bytes);"
+                " choose a shorter RETROLN_STACK_HOME"
+            )
 
     def is_running(self) -> bool:
         """Whether supervisord answers."""
@@ -71,7 +85,7 @@ class Supervisor:
         """Wait until a program that was started is ready for work.
 
         Raises:
-            RuntimeError: it has given up, or is not ready after two minutes; the end of its log is shown.
+            RuntimeError: it has given up, or is not ready after five minutes; the end of its log is shown.
         """
         deadline = time.monotonic() + _READY_S
         while not ready():
@@ -95,7 +109,7 @@ class Supervisor:
         """Stop every program and supervisord itself; returns when they are gone."""
         # before the servers, to which they still have something to tell
         self.stop(*filter(is_worker, self.states()))
-        pid = int((self.home / "supervisord.pid").read_text())
+        pid = int((self.home / "supervisord.pid").read_text("utf-8"))
         with self._speak() as proxy:
             proxy.supervisor.shutdown()
         while Path(f"/proc/{pid}").exists():
@@ -104,7 +118,7 @@ class Supervisor:
     def log_end(self, name: str) -> str:
         """The last lines that a program wrote."""
         path = self.home / "logs" / f"{name}.log"
-        return path.read_text(errors="replace")[-1200:] if path.exists() else ""
+        return path.read_text("utf-8", "replace")[-1200:] if path.exists() else ""
 
     @contextmanager
     def _speak(self) -> Iterator[ServerProxy]:

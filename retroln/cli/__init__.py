@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
+from io import TextIOWrapper
 
 import click
 
 from retroln.errors import UserError
+from retroln.machine import share_threads
 
 _COMMANDS = {
     "landmarks": "landmarks",
@@ -61,6 +63,10 @@ def cli() -> None:
 
 def main() -> None:
     """Entry point: what a user can mend is one line on stderr and an exit code of its own."""
+    share_threads(1)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a terminal may know fewer letters than a name has
+            stream.reconfigure(errors="backslashreplace")
     try:
         cli.main(standalone_mode=False)
     except UserError as error:

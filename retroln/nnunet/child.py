@@ -15,6 +15,7 @@ from retroln.errors import UserError
 from retroln.nnunet import bundle
 from retroln.nnunet.dataset import DATASET_NAME
 from retroln.nnunet.environment import activate
+from retroln.nnunet.loaders import end_when_stuck
 from retroln.nnunet.train import REQUEST_FILE
 from retroln.settings import TrainSpec
 
@@ -47,6 +48,7 @@ def train_here(root: Path, folder: Path) -> None:
     described = json.loads((base / "dataset.json").read_bytes())
     trainer = RetroLNTrainer(plans, bundle.CONFIGURATION, request["fold"], described, _device(spec.device))
     trainer.apply(spec)
+    end_when_stuck()
     lives = parent_lives(parent)
     trainer.may_go_on = lambda: lives() and not told
     start = trainer.resume()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from pydantic import SecretStr
 
 from retroln.errors import ConflictError, MissingExtraError, NotFoundError, UnavailableError
+from retroln.machine import require_home
 from retroln.settings import Settings
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class Connection:
 
         Raises:
             MissingExtraError: MLflow is not installed.
+            UserError: there is no home folder.
         """
         for name, value in _QUIET.items():
             os.environ.setdefault(name, value)
@@ -73,6 +75,7 @@ class Connection:
             # MLflow reads its login from the environment at each request and offers no other way
             os.environ["MLFLOW_TRACKING_USERNAME"] = self.user
             os.environ["MLFLOW_TRACKING_PASSWORD"] = self.password.get_secret_value()
+        require_home()
         try:
             from mlflow import MlflowClient
         except ImportError as error:
@@ -112,6 +115,7 @@ class Connection:
 @contextmanager
 def translated(uri: str) -> Iterator[None]:
     """Raise MLflow's refusals as `NotFoundError`, `ConflictError` or `UnavailableError` naming `uri`."""
+    require_home()
     from mlflow.exceptions import MlflowException
 
     try:

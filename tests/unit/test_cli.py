@@ -37,7 +37,7 @@ def retroln(tmp_path: Path) -> Command:
         environment = {**os.environ, **own, **extra}
         root = Path(__file__).parents[2]
         return subprocess.run(
-            command, capture_output=True, text=True, env=environment, cwd=root, timeout=120, check=False
+            command, capture_output=True, text=True, env=environment, cwd=root, timeout=300, check=False
         )
 
     return run
