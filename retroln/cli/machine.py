@@ -58,10 +58,12 @@ def _shared_memory() -> Finding:
 
 
 def _letters() -> Finding:
+    """Another encoding is well as long as names are ASCII."""
     encoding = sys.getfilesystemencoding()
-    well = encoding.lower().replace("-", "") == "utf8"
-    fix = "" if well else "set LC_ALL=C.UTF-8 or PYTHONUTF8=1"
-    return Finding("file names", well, f"read as {encoding}", fix)
+    is_utf8 = encoding.lower().replace("-", "") == "utf8"
+    return Finding(
+        "file names", True, f"read as {encoding}", "" if is_utf8 else "LC_ALL=C.UTF-8, or PYTHONUTF8=1"
+    )
 
 
 def _use_home() -> str:
@@ -74,13 +76,16 @@ def _use_home() -> str:
 
 
 def _temporary() -> Finding:
+    """A long path is well for all but the loaders of a training."""
     try:
         folder = tempfile.gettempdir()
     except FileNotFoundError as error:
         return Finding("temporary folder", False, str(error), "set TMPDIR to a folder that can be written")
-    well = len(os.fsencode(folder)) <= _LONGEST_SOCKET_FOLDER
-    fix = "" if well else f"set TMPDIR to a path of at most {_LONGEST_SOCKET_FOLDER} letters"
-    return Finding("temporary folder", well, folder if well else f"{folder} is too long for sockets", fix)
+    if len(os.fsencode(folder)) <= _LONGEST_SOCKET_FOLDER:
+        return Finding("temporary folder", True, folder)
+    seen = f"{folder} is too long a path to train the reference network with loader processes"
+    fix = f"TMPDIR of at most {_LONGEST_SOCKET_FOLDER} letters, or nnUNet_n_proc_DA=0"
+    return Finding("temporary folder", True, seen, fix)
 
 
 def _write_in(folder: Path) -> str:

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import ClassVar
 
@@ -144,6 +145,12 @@ class TestDoctor:
         (shared,) = [finding for finding in findings.machine_findings() if finding.name == "shared memory"]
         assert (shared.well, bool(shared.fix)) == (well, size != 2 * GIB)
         assert seen in shared.seen
+
+    @pytest.mark.parametrize(("length", "hinted"), [(70, False), (71, True)])
+    def test_a_temporary_folder(self, monkeypatch: pytest.MonkeyPatch, length: int, hinted: bool) -> None:
+        monkeypatch.setattr(tempfile, "tempdir", "/".ljust(length, "t"))
+        (temporary,) = [one for one in findings.machine_findings() if one.name == "temporary folder"]
+        assert (temporary.well, "TMPDIR of at most 70 letters" in temporary.fix) == (True, hinted)
 
     def test_a_folder_that_cannot_be_made_names_its_variable(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
