@@ -10,6 +10,7 @@ from pathlib import Path
 
 from infra.stand_in_weights.recipe import RECIPE
 from retroln.files import sha256_file, sha256_json
+from retroln.machine import require_home
 
 VARIABLE = "RETROLN_STAND_IN_WEIGHTS"
 _ROOT = Path(__file__).parents[2]
@@ -42,7 +43,7 @@ def cache_root() -> Path:
     if given := os.environ.get(VARIABLE):
         return Path(given)
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "retroln" / "stand-in-weights"
+    return (Path(base) if base else require_home() / ".cache") / "retroln" / "stand-in-weights"
 
 
 def content_hash() -> str:

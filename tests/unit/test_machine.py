@@ -16,9 +16,10 @@ from infra.stack.supervisor import Supervisor
 from retroln import machine
 from retroln.catalog.records import ScanDraft
 from retroln.cli import machine as findings
-from retroln.errors import UserError
+from retroln.errors import SettingsError, UserError
 from retroln.settings import Settings
 from retroln.steps.workspace import open_workspace
+from retroln.storage.open import open_store
 
 GIB = 1 << 30
 
@@ -106,6 +107,10 @@ class TestHome:
             machine.require_home()
         (home,) = [finding for finding in findings.machine_findings() if finding.name == "home"]
         assert (home.well, home.fix) == (False, "set HOME to a folder")
+
+    def test_a_store_below_an_unknown_home_is_a_wrong_setting(self) -> None:
+        with pytest.raises(SettingsError, match="write the whole path"):
+            open_store("file://~nobody-of-this-name/store", Settings())
 
     def test_mlflow_is_not_loaded_without_one(self, tmp_path: Path) -> None:
         pytest.importorskip("mlflow")
