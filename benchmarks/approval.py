@@ -82,7 +82,7 @@ def _register(settings: Settings) -> int:
         promote.DATASET_TAG: record.version,
     }
     with TemporaryDirectory() as folder, training_run(settings, name="stand-in", params={}) as run:
-        Path(folder, "stand-in.txt").write_text("no network")
+        Path(folder, "stand-in.txt").write_text("no network", encoding="utf-8")
         return workspace.registry.register(Path(folder), run.run_id, tags)
 
 

@@ -182,7 +182,7 @@ def main() -> None:
         text = json.dumps(benchmark(arguments.cases, arguments.rounds), indent=2)
         print(text)
         if arguments.output:
-            arguments.output.write_text(text + "\n")
+            arguments.output.write_text(text + "\n", "utf-8")
 
 
 if __name__ == "__main__":

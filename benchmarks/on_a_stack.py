@@ -93,7 +93,7 @@ def report(
     shown = json.dumps(measure(**options), indent=1)
     print(shown)
     if output:
-        output.write_text(shown)
+        output.write_text(shown, "utf-8")
 
 
 def run_deployment(name: str, **parameters: Any) -> Any:

@@ -21,7 +21,7 @@ def init_cluster(folder: Path) -> str:
     """
     secret = folder.with_name(folder.name + ".password")
     if (folder / "PG_VERSION").exists():
-        return secret.read_text()
+        return secret.read_text("utf-8")
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     write_secret(secret, secrets.token_hex(16))
     user = step_down()
@@ -34,7 +34,7 @@ def init_cluster(folder: Path) -> str:
     _run([*command, "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync"], **user)
     single = [binaries() / "postgres", "--single", "-D", folder, "postgres"]
     _run(single, input=f"CREATE DATABASE {OWNER};\n", **user)
-    return secret.read_text()
+    return secret.read_text("utf-8")
 
 
 def server_command(folder: Path, port: int, *, durable: bool = True) -> list[str]:
@@ -74,7 +74,9 @@ def step_down() -> dict[str, Any]:
 def write_secret(path: Path, content: str) -> None:
     """Write a file that only its owner can read, whole or not at all."""
     partial = path.with_name(f".{path.name}.partial")
-    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as stream:
+    with os.fdopen(
+        os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8"
+    ) as stream:
         stream.write(content)
     partial.rename(path)
 
@@ -88,6 +90,8 @@ def _require_reachable(folder: Path, user: dict[str, Any]) -> None:
 
 
 def _run(command: list[Any], **options: Any) -> None:
-    done = subprocess.run(command, cwd="/", capture_output=True, text=True, check=False, **options)
+    done = subprocess.run(
+        command, cwd="/", capture_output=True, encoding="utf-8", errors="replace", check=False, **options
+    )
     if done.returncode:
         raise RuntimeError(f"{Path(command[0]).name} failed: {done.stderr.strip()}")

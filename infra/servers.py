@@ -107,7 +107,7 @@ def _s3_keys(folder: Path) -> tuple[str, str]:
     """The keys in SeaweedFS's own file of identities, made on first use."""
     if not (folder / "s3.json").exists():
         seaweedfs.write_identities(folder, {"app": seaweedfs.new_keys()}, {"app": _ALL})
-    keys = json.loads((folder / "s3.json").read_text())["identities"][0]["credentials"][0]
+    keys = json.loads((folder / "s3.json").read_text("utf-8"))["identities"][0]["credentials"][0]
     return keys["accessKey"], keys["secretKey"]
 
 
@@ -131,9 +131,13 @@ def _running(
             process.wait()
 
 
+def _end(log: Path) -> str:
+    return log.read_text("utf-8", "replace")[-800:]
+
+
 def _wait_until(ready: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + _START_S
     while not ready():
         if process.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"the server did not start; the end of {log}: {log.read_text()[-800:]}")
+            raise RuntimeError(f"the server did not start; the end of {log}: {_end(log)}")
         time.sleep(0.1)

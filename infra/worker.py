@@ -17,11 +17,14 @@ import time
 from pathlib import Path
 from types import FrameType
 
+from retroln.machine import share_threads
+
 _POLL_S = 0.2
 
 
 def main(grace_s: float, command: list[str]) -> int:
     """Run the worker until it ends by itself or is told to; its exit status."""
+    share_threads(1)
     worker = subprocess.Popen(command)
 
     def stop(number: int, _: FrameType | None) -> None:
@@ -53,13 +56,13 @@ def end_flows(worker: int, grace_s: float) -> None:
 def children_of(pid: int) -> list[int]:
     """Process ids of a process's direct children."""
     tasks = Path(f"/proc/{pid}/task").glob("*/children")
-    return [int(child) for task in tasks for child in task.read_text().split()]
+    return [int(child) for task in tasks for child in task.read_text("utf-8").split()]
 
 
 def is_running(pid: int) -> bool:
     """Whether a process lives; one that has ended and waits for its parent to notice does not."""
     try:
-        status = Path(f"/proc/{pid}/stat").read_text()
+        status = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
     except OSError:
         return False
     return status.rpartition(")")[2].split()[0] != "Z"

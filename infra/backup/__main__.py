@@ -43,7 +43,7 @@ def _stack_of(folder: Path) -> Stack:
     stack, known = Stack.here(), folder / "private" / "stack.json"
     if "RETROLN_STACK_PORT" in os.environ or not known.exists():
         return stack
-    return Stack(stack.home, json.loads(known.read_text())["first_port"])
+    return Stack(stack.home, json.loads(known.read_text("utf-8"))["first_port"])
 
 
 def _told(do: Callable[[Callable[[str], None]], None]) -> None:

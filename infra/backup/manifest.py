@@ -28,7 +28,7 @@ def verify(folder: Path) -> None:
         RuntimeError: there is no manifest, or a file is missing or differs.
     """
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
     except OSError as error:
         raise RuntimeError(f"{folder} holds no whole backup: there is no {MANIFEST}") from error
     if manifest["format"] != _FORMAT:

@@ -19,11 +19,16 @@ def run_as_superuser(stack: Stack, command: list[str]) -> None:
         "PGHOST": "127.0.0.1",
         "PGPORT": str(stack.postgres_port),
         "PGUSER": postgres.OWNER,
-        "PGPASSWORD": (stack.home / "postgres.password").read_text(),
+        "PGPASSWORD": (stack.home / "postgres.password").read_text("utf-8"),
     }
     program = str(postgres.binaries() / command[0])
     done = subprocess.run(
-        [program, *command[1:]], env={**os.environ, **login}, capture_output=True, text=True, check=False
+        [program, *command[1:]],
+        env={**os.environ, **login},
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        check=False,
     )
     if done.returncode:
         raise RuntimeError(f"{command[0]} failed: {done.stderr.strip()[-1000:]}")

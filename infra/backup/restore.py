@@ -58,7 +58,7 @@ def _restore_files(stack: Stack, folder: Path) -> None:
 def _restore_objects(stack: Stack, folder: Path) -> None:
     with closing(stack.s3("admin").client()) as client:
         for index in (folder / "objects").glob("*.jsonl"):
-            for entry in map(json.loads, index.read_text().splitlines()):
+            for entry in map(json.loads, index.read_text("utf-8").splitlines()):
                 path = folder / "objects" / entry["sha256"][:2] / entry["sha256"]
                 extra = {"Metadata": entry["metadata"]}
                 if entry["content_type"]:

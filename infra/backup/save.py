@@ -84,7 +84,7 @@ def _dump_databases(stack: Stack, folder: Path) -> None:
 def _save_bucket(client: Any, bucket: str, folder: Path) -> None:
     """Each object under its hash, and a line for its key and metadata: any key fits, equal bytes lie once."""
     (folder / "objects").mkdir(exist_ok=True)
-    with (folder / "objects" / f"{bucket}.jsonl").open("w") as index:
+    with (folder / "objects" / f"{bucket}.jsonl").open("w", encoding="utf-8") as index:
         for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket):
             for entry in page.get("Contents", []):
                 line = _save_object(client, bucket, entry["Key"], folder / "objects")

@@ -54,11 +54,15 @@ def _fresh() -> dict[str, str]:
 
 def _keys(folder: Path, name: str) -> tuple[str, str]:
     """The keys of one of SeaweedFS's identities, as they lie in `folder`."""
-    return (folder / f"s3_{name}_access").read_text(), (folder / f"s3_{name}_secret").read_text()
+    return (folder / f"s3_{name}_access").read_text("utf-8"), (folder / f"s3_{name}_secret").read_text(
+        "utf-8"
+    )
 
 
 def _write(path: Path, content: str) -> None:
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
+    with os.fdopen(
+        os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8"
+    ) as stream:
         stream.write(content)
     path.chmod(0o444)
 

@@ -40,7 +40,7 @@ class Containers(Stack):
         }
 
     def _read(self, name: str) -> str:
-        return (self.home / name).read_text().strip()
+        return (self.home / name).read_text("utf-8").strip()
 
 
 def main() -> None:

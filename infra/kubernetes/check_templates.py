@@ -40,10 +40,10 @@ def main() -> int:
         return 0 if made == wanted else _tell([f"make_secrets.sh makes {made}; {EXAMPLE.name} has {wanted}"])
     documents: list[dict[str, Any]] = []
     for rendered in sys.argv[1:]:
-        documents += [found for found in yaml.safe_load_all(Path(rendered).read_text()) if found]
+        documents += [found for found in yaml.safe_load_all(Path(rendered).read_text("utf-8")) if found]
     findings: list[str] = []
     for path in sorted(HERE.glob("*-job-template.json")):
-        job, wrong = filled(json.loads(path.read_text()))
+        job, wrong = filled(json.loads(path.read_text("utf-8")))
         findings += [f"{path.name}: {what}" for what in wrong]
         documents.append(job)
     return _tell([*findings, *unknown_secrets(documents)])
@@ -80,7 +80,7 @@ def _plain_secrets(container: dict[str, Any]) -> list[str]:
 
 def secret_keys(path: Path, field: str) -> dict[str, set[str]]:
     """Keys of every Secret in a file, by the Secret's name."""
-    documents = yaml.safe_load_all(path.read_text())
+    documents = yaml.safe_load_all(path.read_text("utf-8"))
     return {found["metadata"]["name"]: set(found[field]) for found in documents}
 
 

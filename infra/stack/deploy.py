@@ -49,7 +49,9 @@ def deploy(settings: Settings, pool_type: str = "process") -> None:
     make_automations(settings, silence_s(heartbeat))
     environment = {"RETROLN_HOME": str(Path.cwd()), **os.environ}
     command = [str(Path(sys.executable).with_name("prefect")), "--no-prompt", "deploy", "--all"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, encoding="utf-8", errors="replace", check=False
+    )
     if done.returncode:
         raise RuntimeError(f"prefect deploy --all failed: {done.stdout[-2000:]}{done.stderr[-2000:]}")
 

@@ -49,7 +49,7 @@ class Stack:
         """The stack of `RETROLN_STACK_HOME` (default var/stack), on the ports it was made with."""
         home = Path(os.environ.get("RETROLN_STACK_HOME", HOME)).absolute()
         known = home / "stack.json"
-        port = json.loads(known.read_text())["first_port"] if known.exists() else FIRST_PORT
+        port = json.loads(known.read_text("utf-8"))["first_port"] if known.exists() else FIRST_PORT
         return cls(home, int(os.environ.get("RETROLN_STACK_PORT", port)))
 
     @property
@@ -92,7 +92,7 @@ class Stack:
         path = self.home / "secrets.json"
         if not path.exists():
             write_secret(path, json.dumps(new_secrets(), indent=1))
-        found: dict[str, Any] = json.loads(path.read_text())
+        found: dict[str, Any] = json.loads(path.read_text("utf-8"))
         if "pseudonym" not in found:  # a stack that was made before there was one
             found["pseudonym"] = new_secrets()["pseudonym"]
             write_secret(path, json.dumps(found, indent=1))
@@ -128,7 +128,7 @@ class Stack:
         self.home.mkdir(parents=True, exist_ok=True)
         # PostgreSQL may have to run as another user, who must get through to its own folder
         self.home.chmod(0o711 if os.geteuid() == 0 else 0o700)
-        (self.home / "stack.json").write_text(json.dumps({"first_port": self.first_port}))
+        (self.home / "stack.json").write_text(json.dumps({"first_port": self.first_port}), "utf-8")
         for file, user in (("retroln.env", "operator"), ("gpu.env", "gpu")):
             _write_env(self.home / file, self.client_environment(user), self._own_settings())
         _write_env(self.home / "logins.env", self._logins())
@@ -138,7 +138,7 @@ class Stack:
     def _own_settings(self) -> str:
         """What the user wants every worker to have, from `platform.env` in the stack's folder."""
         path = self.home / "platform.env"
-        return path.read_text() if path.exists() else ""
+        return path.read_text("utf-8") if path.exists() else ""
 
     def _logins(self) -> dict[str, str]:
         """What people need: the pages of Prefect and MLflow, and the keys to deliver CT with."""

@@ -164,7 +164,9 @@ def _mlflow_environment(stack: Stack, webhook: bool) -> dict[str, str]:
 def _gpus() -> list[tuple[str, dict[str, str]]]:
     """Name and environment per GPU of this machine; one without a GPU stands in when there is none."""
     try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout
+        listed = subprocess.run(
+            ["nvidia-smi", "-L"], capture_output=True, encoding="utf-8", errors="replace", check=False
+        ).stdout
     except OSError:
         listed = ""
     count = sum(line.startswith("GPU ") for line in listed.splitlines())

@@ -18,11 +18,12 @@ from infra.postgres import write_secret
 from infra.stack.programs import Program
 from infra.worker import children_of, is_running
 
-_START_S = 60
-_READY_S = 120
+_START_S = 180
+_READY_S = 300
 _ANSWER_S = 30  # no answer takes longer than a program takes to start
 _UPDATE_S = 600  # changed programs are stopped one after the other, each within its grace
 _STOP_S = 90  # the longest grace, of a training that writes its checkpoint, and some more
+_LONGEST_SOCKET = 99  # of the system's 107 bytes; supervisord puts its process id behind the name
 
 
 def is_worker(name: str) -> bool:
@@ -39,7 +40,12 @@ class Supervisor:
         self._socket = home / "supervisor.sock"
 
     def configure(self, programs: Iterable[Program]) -> None:
-        """Write the configuration (private: it holds the programs' environment) and load it if running."""
+        """Write the configuration (private: it holds the programs' environment) and load it if running.
+
+        Raises:
+            RuntimeError: the folder's path is too long for a socket.
+        """
+        self._require_short()
         (self.home / "logs").mkdir(exist_ok=True)
         write_secret(self._config, _configuration(self.home, self._socket, programs))
         if self.is_running():
@@ -47,6 +53,13 @@ class Supervisor:
         else:
             subprocess.run([_tool("supervisord"), "-c", str(self._config)], check=True)
             self._wait()
+
+    def _require_short(self) -> None:
+        if len(os.fsencode(self._socket)) > _LONGEST_SOCKET:
+            raise RuntimeError(
+                f"{self._socket} is too long a path for a socket (at most {_LONGEST_SOCKET} bytes);"
+                " choose a shorter RETROLN_STACK_HOME"
+            )
 
     def is_running(self) -> bool:
         """Whether supervisord runs; one that says nothing does, with all its programs."""
@@ -79,7 +92,7 @@ class Supervisor:
         """Wait until a program that was started is ready for work.
 
         Raises:
-            RuntimeError: it has given up, or is not ready after two minutes; the end of its log is shown.
+            RuntimeError: it has given up, or is not ready after five minutes; the end of its log is shown.
         """
         deadline = time.monotonic() + _READY_S
         while not ready():
@@ -115,7 +128,7 @@ class Supervisor:
         Raises:
             RuntimeError: they did not end within their graces and were killed.
         """
-        pid = int((self.home / "supervisord.pid").read_text())
+        pid = int((self.home / "supervisord.pid").read_text("utf-8"))
         with suppress(RuntimeError, TimeoutError):  # whether it ends counts, not what it answers
             # before the servers, to which they still have something to tell
             self.stop(*filter(is_worker, self.states()))
@@ -131,7 +144,7 @@ class Supervisor:
     def log_end(self, name: str) -> str:
         """The last lines that a program wrote."""
         path = self.home / "logs" / f"{name}.log"
-        return path.read_text(errors="replace")[-1200:] if path.exists() else ""
+        return path.read_text("utf-8", "replace")[-1200:] if path.exists() else ""
 
     @contextmanager
     def _speak(self) -> Iterator[ServerProxy]:

@@ -32,12 +32,12 @@ def throwaway_stack(
         RuntimeError: it does not start.
     """
     if keep and (Path(keep) / "stack.json").exists():
-        yield Stack(Path(keep), json.loads((Path(keep) / "stack.json").read_text())["first_port"])
+        yield Stack(Path(keep), json.loads((Path(keep) / "stack.json").read_text("utf-8"))["first_port"])
         return
     home = Path(keep) if keep else Path(tempfile.mkdtemp(prefix="retroln-stack-"))
     home.mkdir(exist_ok=True)
     home.chmod(0o711)
-    (home / "platform.env").write_text(own_settings)
+    (home / "platform.env").write_text(own_settings, "utf-8")
     stack = Stack(home, free_ports(20))
     try:
         command(stack, "up", *options, variables=variables)
@@ -65,6 +65,8 @@ def command(stack: Stack, *words: str, variables: Mapping[str, str] | None = Non
     }
     environment.pop("RETROLN_ENV_FILE", None)
     run = [sys.executable, "-m", "infra.stack", *words]
-    done = subprocess.run(run, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        run, env=environment, capture_output=True, encoding="utf-8", errors="replace", check=False
+    )
     if done.returncode:
         raise RuntimeError(f"{' '.join(words)} failed: {done.stdout}{done.stderr}")

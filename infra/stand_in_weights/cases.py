@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from typing import Any
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from infra.stand_in_weights.recipe import CLIP_HU, MEAN_HU, STD_HU, Recipe
 from retroln.imaging.phantom import PhantomSpec, make_phantom
+from retroln.machine import cores
 
 FIRST_TRAINING_SEED = 40_000
 """Tests use lower seeds, and hold out those from 90 000."""
@@ -24,7 +24,7 @@ Case = tuple[NDArray[np.float32], NDArray[np.uint8]]
 def training_cases(recipe: Recipe) -> list[Case]:
     """All phantoms that the network learns from; the same for the same recipe."""
     seeds = range(FIRST_TRAINING_SEED, FIRST_TRAINING_SEED + recipe.phantoms)
-    processes = min(len(seeds), os.cpu_count() or 1)
+    processes = min(len(seeds), cores())
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
         return list(pool.map(partial(training_case, recipe), seeds))
 

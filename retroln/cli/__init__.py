@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
+from io import TextIOWrapper
 from typing import NoReturn
 
 import click
 
 from retroln.errors import UserError
 from retroln.files import disk_refusal
+from retroln.machine import share_threads
 
 _COMMANDS = {
     "landmarks": "landmarks",
@@ -64,6 +66,10 @@ def cli() -> None:
 
 def main() -> None:
     """Entry point: what a user can mend is one line on stderr and an exit code of its own."""
+    share_threads(1)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a terminal may know fewer letters than a name has
+            stream.reconfigure(errors="backslashreplace")
     try:
         cli.main(standalone_mode=False)
     except UserError as error:

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 import click
 
 from retroln.cli.finding import Finding, tried
+from retroln.cli.machine import folder_finding, machine_findings
 from retroln.errors import SettingsError
 from retroln.settings import Settings
 
@@ -34,7 +35,7 @@ _SHADOWS = ("argparse", "unittest2", "traceback2", "linecache2")
 @click.option("--servers", is_flag=True, help="Use every server as the platform does: write, read, log in.")
 def doctor(servers: bool) -> None:
     """Say what works on this machine and the fix for what does not."""
-    findings = [*_versions(), *_traps(), _gpu(), *_places(servers)]
+    findings = [*_versions(), *_traps(), *machine_findings(), _gpu(), *_places(servers)]
     for finding in findings:
         mark = "ok  " if finding.well else "FIX "
         click.echo(
@@ -100,6 +101,7 @@ def _places(servers: bool) -> Iterator[Finding]:
     except SettingsError as error:
         yield Finding("settings", False, str(error).removesuffix(f"; fix: {error.fix}"), str(error.fix))
         return
+    yield folder_finding("work folder", settings.work_dir, "RETROLN_WORK_DIR")
     if servers:
         from retroln.cli.connections import use_servers
 

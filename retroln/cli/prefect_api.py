@@ -103,7 +103,7 @@ def _wanted(path: Path) -> list[dict[str, Any]]:
         import yaml  # type: ignore[import-untyped]
     except ImportError as error:
         raise MissingExtraError("PyYAML is missing", fix="pip install 'retroln[orchestrate]'") from error
-    return list(yaml.safe_load(path.read_text())["deployments"])
+    return list(yaml.safe_load(path.read_text("utf-8"))["deployments"])
 
 
 def _pool(ask: Ask, pool: str, queues: list[str]) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from retroln.files import cache_folder, sha256_json, write_json
+from retroln.machine import cores
 
 Arithmetic = Literal["float32", "bf16"]
 Asked = Literal["auto", "float32", "bf16"]
@@ -147,7 +148,7 @@ class Machine:
     @classmethod
     def here(cls, asked: Asked = "auto") -> Machine:
         """This machine now; whatever else runs on it slows it."""
-        return cls(_name(), len(os.sched_getaffinity(0)), round(_gflops(), 1), choose(asked).arithmetic)
+        return cls(_name(), cores(), round(_gflops(), 1), choose(asked).arithmetic)
 
     def __str__(self) -> str:
         return (

@@ -71,7 +71,7 @@ def read_epochs(journal: Path) -> list[dict[str, Any]]:
     """Whole lines only; the last may still be being written. Empty without a file."""
     if not journal.is_file():
         return []
-    text = journal.read_text()
+    text = journal.read_text("utf-8")
     return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
@@ -86,4 +86,4 @@ def _record_file(checkpoint: Path) -> Path:
 
 def _record_lines(checkpoint: Path) -> list[str]:
     file = _record_file(checkpoint)
-    return file.read_text().splitlines() if file.is_file() else []
+    return file.read_text("utf-8").splitlines() if file.is_file() else []

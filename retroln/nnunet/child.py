@@ -16,6 +16,7 @@ from retroln.nnunet import bundle
 from retroln.nnunet.arithmetic import Asked, of_network
 from retroln.nnunet.dataset import DATASET_NAME
 from retroln.nnunet.environment import activate
+from retroln.nnunet.loaders import end_when_stuck
 from retroln.nnunet.train import REQUEST_FILE
 from retroln.settings import TrainSpec
 
@@ -49,6 +50,7 @@ def train_here(root: Path, folder: Path, asked: Asked) -> None:
     trainer = RetroLNTrainer(plans, bundle.CONFIGURATION, request["fold"], described, _device(spec.device))
     trainer.apply(spec)
     trainer.arithmetic = of_network(spec.profile, trainer.device.type, asked)
+    end_when_stuck()
     lives = parent_lives(parent)
     trainer.may_go_on = lambda: lives() and not told
     start = trainer.resume()

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from retroln import machine
 from retroln.errors import MissingExtraError
 
 # nnU-Net reads these two counts when it is imported; its own defaults (8 and 12) suit a GPU server.
@@ -48,7 +49,7 @@ def activate(root: Path) -> Folders:
         folder.mkdir(parents=True, exist_ok=True)
         os.environ[f"nnUNet_{name}"] = str(folder)
     for name in _PROCESSES:
-        os.environ.setdefault(name, str(min(12, os.cpu_count() or 1)))
+        os.environ.setdefault(name, str(min(12, machine.cores())))
     return folders
 
 

@@ -28,6 +28,7 @@ from retroln.nnunet.arithmetic import Asked
 from retroln.nnunet.checkpoint import EPOCHS_FILE, INTERRUPTED, read_epochs, saved, write_epochs
 from retroln.nnunet.dataset import DATASET_ID, DATASET_NAME
 from retroln.nnunet.environment import Folders, activate, quiet
+from retroln.nnunet.loaders import why_stuck
 from retroln.nnunet.plans import threads_for_processes
 from retroln.settings import TrainSpec
 
@@ -286,10 +287,12 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def _death(returncode: int, folder: Path) -> UserError:
-    output = (folder / _OUTPUT).read_text(errors="replace")
+    output = (folder / _OUTPUT).read_text("utf-8", "replace")
     tail = " | ".join(line for line in output.splitlines()[-3:] if line.strip())
     memory = returncode in (-signal.SIGKILL, 128 + signal.SIGKILL) or "out of memory" in output.lower()
-    if memory or "MemoryError" in output:
+    if stuck := why_stuck(output):
+        what, fix = stuck
+    elif memory or "MemoryError" in output:
         what, fix = "training ran out of memory", "free memory or use a larger machine, then train again"
     elif returncode == INTERRUPTED:
         what, fix = "training was told to stop and saved what it had", "train again: it resumes"

@@ -92,10 +92,10 @@ def case_page(page: CasePage) -> str:
     """
     _require_consistent(page)
     nodes = sorted(page.nodes, key=lambda node: -float(node["short_axis_mm"]))
-    script = (_FOLDER / "case_page.js").read_text()
-    return Template((_FOLDER / "case_page.html").read_text()).substitute(
+    script = (_FOLDER / "case_page.js").read_text("utf-8")
+    return Template((_FOLDER / "case_page.html").read_text("utf-8")).substitute(
         csp=f"script-src 'sha256-{base64.b64encode(sha256(script.encode()).digest()).decode()}'",
-        style=(_FOLDER / "case_page.css").read_text(),
+        style=(_FOLDER / "case_page.css").read_text("utf-8"),
         script=script,
         data=_json(_viewer_data(page, nodes)),
         case_id=escape(page.case_id),

@@ -13,6 +13,7 @@ from contextlib import closing
 from typing import TypeVar
 
 from retroln.catalog.accounting import CaseOutcome, Outcome
+from retroln.machine import share_threads
 from retroln.steps.outages import riding_out
 
 Item = TypeVar("Item")
@@ -123,9 +124,14 @@ def _pool(processes: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(
         processes,
         mp_context=multiprocessing.get_context("spawn"),
-        initializer=signal.signal,
-        initargs=(signal.SIGINT, signal.SIG_IGN),
+        initializer=_begin,
+        initargs=(processes,),
     )
+
+
+def _begin(processes: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    share_threads(processes)
 
 
 def _result(future: Future[CaseOutcome], case_id: str) -> CaseOutcome:

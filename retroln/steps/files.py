@@ -180,7 +180,7 @@ def _checked_name(output: Path) -> Path:
 
 def _read_record(path: Path) -> roi.Roi:
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:
         raise NotFoundError("no such file", file=path, fix="check the path") from error
     except ValueError as error:

@@ -133,7 +133,7 @@ class LocalStore:
     def _recorded(self, key: str) -> tuple[str, ...]:
         """Hashes the object may have; none known, or none asked for, gives ()."""
         try:
-            return () if self._read_only else tuple(self._record(key).read_text().split())
+            return () if self._read_only else tuple(self._record(key).read_text("utf-8").split())
         except FileNotFoundError:
             return ()
 

@@ -21,7 +21,7 @@ def open_store(uri: str, settings: Settings, *, read_only: bool = False) -> Obje
             a folder that does not exist is then `NotFoundError`, not an empty store.
 
     Raises:
-        SettingsError: the URI is of no known kind.
+        SettingsError: the URI is of no known kind, or begins with a home folder that is not known.
         MissingExtraError: `s3://` without boto3.
     """
     scheme, separator, place = uri.partition("://")
@@ -33,7 +33,19 @@ def open_store(uri: str, settings: Settings, *, read_only: bool = False) -> Obje
             fix="mend RETROLN_STORE_URI or RETROLN_SOURCE_URI",
         )
     if scheme == "file":
-        return LocalStore(Path(unquote(place)).expanduser(), uri=uri, read_only=read_only)
+        return LocalStore(_folder(uri, unquote(place)), uri=uri, read_only=read_only)
     from retroln.storage.s3 import open_s3
 
     return open_s3(place, settings, read_only=read_only)
+
+
+def _folder(uri: str, place: str) -> Path:
+    try:
+        return Path(place).expanduser()
+    except RuntimeError as error:
+        raise SettingsError(
+            "the home folder is not known",
+            expected="HOME, or a user of this system behind the ~",
+            got=repr(uri),
+            fix="write the whole path, or set HOME",
+        ) from error

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from pydantic import SecretStr
 
 from retroln.errors import MissingExtraError, RefusedError
+from retroln.machine import require_home
 from retroln.settings import Settings
 from retroln.tracking.refusals import refusal
 
@@ -67,6 +68,7 @@ class Connection:
 
         Raises:
             MissingExtraError: MLflow is not installed.
+            UserError: there is no home folder.
         """
         for name, value in _QUIET.items():
             os.environ.setdefault(name, value)
@@ -74,6 +76,7 @@ class Connection:
             # MLflow reads its login from the environment at each request and offers no other way
             os.environ["MLFLOW_TRACKING_USERNAME"] = self.user
             os.environ["MLFLOW_TRACKING_PASSWORD"] = self.password.get_secret_value()
+        require_home()
         try:
             from mlflow import MlflowClient
         except ImportError as error:
@@ -125,6 +128,7 @@ class Connection:
 @contextmanager
 def translated(uri: str) -> Iterator[None]:
     """Raise MLflow's errors as RetroLN's: `UnavailableError` for outages alone, others by `refusals`."""
+    require_home()
     from mlflow.exceptions import MlflowException
     from requests import RequestException
     from sqlalchemy.exc import DBAPIError

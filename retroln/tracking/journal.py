@@ -134,7 +134,7 @@ def _locked(path: Path) -> int | None:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    text = path.read_text()
+    text = path.read_text("utf-8")
     return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 

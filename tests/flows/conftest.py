@@ -12,5 +12,5 @@ def prefect_server() -> Iterator[None]:
     """A Prefect server of the test session's own, on a throw-away database."""
     from prefect.testing.utilities import prefect_test_harness
 
-    with prefect_test_harness(server_startup_timeout=60):
+    with prefect_test_harness(server_startup_timeout=240):
         yield

@@ -64,7 +64,7 @@ def mlflow_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(120)
 
 
 def _wait_until_healthy(uri: str, process: subprocess.Popen[bytes], log: Path) -> None:
@@ -100,7 +100,7 @@ def _post(settings: Settings, path: str, **body: Any) -> None:
         data=json.dumps({"name": settings.model_name, **body}).encode(),
         headers={"Content-Type": "application/json"},
     )
-    with urllib.request.urlopen(request, timeout=30) as answer:
+    with urllib.request.urlopen(request, timeout=120) as answer:
         assert answer.status == 200
 
 

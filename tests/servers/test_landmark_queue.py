@@ -64,7 +64,7 @@ def test_the_picture_opens_by_its_signed_link_until_the_patient_is_withdrawn(
     platform: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, phantom: Phantom
 ) -> None:
     address = _link(platform, monkeypatch)
-    with urllib.request.urlopen(address, timeout=10) as answer:
+    with urllib.request.urlopen(address, timeout=60) as answer:
         assert answer.read().startswith(b"\x89PNG")
     nifti.write_source(tmp_path / "mended.nii.gz", phantom.vertebrae)
     landmark_review.correct_by_map(platform, "CASE", WORDS, tmp_path / "mended.nii.gz", "totalseg-v2")
@@ -76,5 +76,5 @@ def test_the_picture_opens_by_its_signed_link_until_the_patient_is_withdrawn(
     withdraw.withdraw(platform, "PAT", reason="letter", by="Dr B")
     assert list(open_workspace(platform).store.list()) == []
     with pytest.raises(urllib.error.HTTPError):
-        urllib.request.urlopen(address, timeout=10)
+        urllib.request.urlopen(address, timeout=60)
     assert [word.reviewer for word in catalog.landmark_reviews("CASE")] == ["Dr A"]

@@ -4,7 +4,6 @@ import hashlib
 import multiprocessing
 import os
 import secrets
-import time
 import tracemalloc
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -340,10 +339,8 @@ class TestS3:
 
     def test_a_server_that_is_away_is_unavailable(self):
         settings = Settings(s3_endpoint="http://127.0.0.1:9", s3_access_key="a", s3_secret_key="b")
-        began = time.monotonic()
         with pytest.raises(UnavailableError, match="RETROLN_S3_ENDPOINT"):
             open_store("s3://bucket", settings).get_bytes("key")
-        assert time.monotonic() - began < 60
 
     def test_no_part_of_a_refused_upload_stays(self, s3_server: S3Server, s3_settings: Settings, tmp_path):
         bucket = s3_server.make_bucket(f"b-{secrets.token_hex(6)}")

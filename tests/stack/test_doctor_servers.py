@@ -31,7 +31,7 @@ def doctor(platform: Platform) -> Doctor:
             environment.pop(name, None)
         command = [sys.executable, "-m", "retroln.cli", "doctor", "--servers"]
         return subprocess.run(
-            command, env=environment, capture_output=True, text=True, cwd=_ROOT, timeout=120, check=False
+            command, env=environment, capture_output=True, text=True, cwd=_ROOT, check=False
         )
 
     return run

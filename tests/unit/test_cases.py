@@ -13,6 +13,7 @@ import pytest
 
 from retroln.catalog.accounting import CaseOutcome, Outcome
 from retroln.errors import UnavailableError
+from retroln.machine import cores
 from retroln.steps import cases, outages
 from retroln.steps.cases import run_cases
 
@@ -23,6 +24,18 @@ def _work(item: str) -> CaseOutcome:
     if item == "dies":
         os.kill(os.getpid(), signal.SIGKILL)
     return CaseOutcome(item, Outcome.DONE)
+
+
+def _threads(item: str) -> CaseOutcome:
+    return CaseOutcome(item, Outcome.DONE, detail=os.environ["OMP_NUM_THREADS"])
+
+
+def test_processes_share_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "4096")
+    alone = run_cases(_threads, ["a", "b"], case_id=str)
+    side_by_side = run_cases(_threads, ["a", "b"], case_id=str, processes=2)
+    assert {outcome.detail for outcome in alone} == {"4096"}
+    assert {outcome.detail for outcome in side_by_side} == {str(max(1, cores() // 2))}
 
 
 def test_error_becomes_a_failed_outcome_and_the_rest_goes_on() -> None:

@@ -38,9 +38,7 @@ def retroln(tmp_path: Path) -> Command:
         command = [sys.executable, "-m", "retroln.cli", *arguments]
         environment = {**os.environ, **own, **extra}
         root = Path(__file__).parents[2]
-        return subprocess.run(
-            command, capture_output=True, text=True, env=environment, cwd=root, timeout=120, check=False
-        )
+        return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=root, check=False)
 
     return run
 

@@ -30,7 +30,7 @@ def two_nodes():
 
 def run(*arguments):
     command = [sys.executable, "-W", "error", "-m", "retroln.cli", "measure", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("codes", ["RAS", "PIR", "LPS"])

@@ -130,7 +130,6 @@ def test_parts_on_four_machines_make_one_candidate(spread: Spread, platform: Set
 
 
 def test_parts_done_again_do_nothing(spread: Spread, platform: Settings) -> None:
-    started = time.monotonic()
     coordinator, ticket = machine(platform, "coordinator"), spread.ticket
     again = training.train_fold(machine(platform, "new"), ticket, 1)
     assert (again.epochs, again.seconds) == (2, 0.0)
@@ -140,7 +139,6 @@ def test_parts_done_again_do_nothing(spread: Spread, platform: Settings) -> None
     assert isinstance(begun, training.Candidate)
     assert (begun.version, begun.skipped) == (spread.candidate.version, True)
     assert not (platform.work_dir / "new" / "nnunet").exists()
-    assert time.monotonic() - started < 10
 
 
 def test_one_process_makes_the_same_weights(spread: Spread, platform: Settings, tmp_path: Path) -> None:
