@@ -5,13 +5,14 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, DateTime, Interval, delete, func, literal, or_, select
+from sqlalchemy import ColumnElement, DateTime, Interval, delete, func, literal, or_, select, update
 from sqlalchemy.orm import Session
 
 from retroln.catalog.database import Database
 from retroln.catalog.models import Claim, Scan, UtcDateTime, utc_now
 from retroln.catalog.records import ClaimRecord, record_of
 from retroln.catalog.upsert import insert_into
+from retroln.errors import LeaseError
 
 
 class ClaimQueries:
@@ -43,6 +44,19 @@ class ClaimQueries:
             )
             return session.scalar(taken.returning(table.c.scan_id)) is not None
 
+    def renew(self, scan_id: int, owner: str, lease_s: float) -> bool:
+        """Hold a scan that is in hand for `lease_s` seconds from now.
+
+        Returns:
+            True if `owner` still has it, also when its lease had run out and nobody took the scan. False
+            if another has it or it was given back; nothing is taken then.
+        """
+        with self._database.writing() as session:
+            _, expires_at = _now_and_in(lease_s, session)
+            own = update(Claim).where(Claim.scan_id == scan_id, Claim.owner == owner)
+            renewed = own.values(expires_at=expires_at).returning(Claim.scan_id)
+            return session.scalar(renewed) is not None
+
     def release(self, scan_id: int, owner: str) -> None:
         """Give a scan back; nothing happens if `owner` has it no longer."""
         with self._database.writing() as session:
@@ -59,6 +73,19 @@ class ClaimQueries:
         statement = select(Claim, Scan).join(Scan, Scan.id == Claim.scan_id).order_by(Claim.scan_id)
         with self._database.reading() as session:
             return [record_of(ClaimRecord, *row) for row in session.execute(statement).tuples()]
+
+
+def require_claim(session: Session, scan_id: int, owner: str | None) -> None:
+    """Let nobody take a claim before the transaction ends; without an owner nothing is asked.
+
+    Raises:
+        LeaseError: `owner` has the scan no longer.
+    """
+    if owner is None:
+        return
+    own = select(Claim).where(Claim.scan_id == scan_id, Claim.owner == owner).with_for_update()
+    if session.scalars(own).first() is None:
+        raise LeaseError(f"the case is no longer in the hands of {owner}, so nothing of it is recorded")
 
 
 def _now_and_in(lease_s: float, session: Session) -> tuple[ColumnElement[Any], ColumnElement[Any]]:

@@ -11,14 +11,17 @@ from typing import NamedTuple, TypeVar
 from retroln.catalog.accounting import CaseOutcome, Outcome
 from retroln.catalog.catalog import Catalog
 from retroln.catalog.records import ScanRecord
-from retroln.errors import UnavailableError
+from retroln.catalog.withdrawals import WITHDRAWN
+from retroln.errors import LeaseError, UnavailableError, WithdrawnError
 from retroln.settings import Settings
 from retroln.steps.cases import OnOutcome, guarded, run_cases
+from retroln.steps.leases import renewed
 from retroln.steps.outages import riding_out
 from retroln.steps.workspace import open_workspace
 
 CLAIMED = "claimed"
 DONE_ELSEWHERE = "done_elsewhere"
+LEASE_LOST = "lease_lost"
 
 Result = TypeVar("Result")
 
@@ -39,7 +42,8 @@ class Job:
     Attributes:
         run_id: the run that it works for.
         owner: the worker's name, the same in all its processes and no other worker's.
-        work: does one scan; must bear repetition.
+        work: does one scan; must bear repetition. What it records, it records as `owner` (see
+            `Catalog.of_worker`).
         waits: whether a scan still is in the state that the work is for.
     """
 
@@ -57,6 +61,9 @@ class Job:
     def do(self, item: Waiting) -> CaseOutcome:
         """Claim the scan, do it if it still waits, note what became of it, and give it back.
 
+        The claim is renewed until then. A scan whose claim was lost all the same, or whose patient withdrew,
+        is skipped.
+
         Raises:
             UnavailableError: the catalog stayed away, so nothing was begun.
         """
@@ -66,9 +73,10 @@ class Job:
             self._note_or_warn(outcome)
             return outcome
         try:
-            outcome = guarded(self._if_waiting, item, item.case_id)
-            self._note_or_warn(outcome)
-            return outcome
+            with renewed(lambda: self.catalog.renew(scan_id, self.owner, lease_s), lease_s, self._longest_s):
+                outcome = self._unless_lost(item, guarded(self._if_waiting, item, item.case_id))
+                self._note_or_warn(outcome)
+                return outcome
         finally:
             self.release(scan_id)
 
@@ -90,7 +98,20 @@ class Job:
                 return own
             detail = f"it was done meanwhile and is {scan.state} now"
             return CaseOutcome(item.case_id, Outcome.SKIPPED, DONE_ELSEWHERE, detail)
-        return self._patiently(lambda: self.work(scan))
+        try:
+            return self._patiently(lambda: self.work(scan))
+        except LeaseError as error:
+            return CaseOutcome(item.case_id, Outcome.SKIPPED, LEASE_LOST, str(error))
+        except WithdrawnError as error:
+            return CaseOutcome(item.case_id, Outcome.SKIPPED, WITHDRAWN, str(error))
+
+    def _unless_lost(self, item: Waiting, outcome: CaseOutcome) -> CaseOutcome:
+        """A failure says nothing of a case that another has by now."""
+        if outcome.outcome is Outcome.FAILED:
+            with suppress(UnavailableError):
+                if not self.catalog.renew(item.scan_id, self.owner, self.settings.lease_s):
+                    return CaseOutcome(item.case_id, Outcome.SKIPPED, LEASE_LOST, outcome.detail)
+        return outcome
 
     def _note_or_warn(self, outcome: CaseOutcome) -> None:
         """The case itself is recorded; its line in the ledger will say `lost` rather than undo that."""
@@ -98,6 +119,11 @@ class Job:
             self.note(outcome)
         except UnavailableError as error:
             log.warning("%s was %s, which could not be noted: %s", outcome.case_id, outcome.outcome, error)
+
+    @property
+    def _longest_s(self) -> float:
+        """A run that lasts longer is over-age."""
+        return self.settings.max_run_h * 3600
 
     def _patiently(self, call: Callable[[], Result]) -> Result:
         return riding_out(call, self.settings.patience_s)
@@ -108,8 +134,8 @@ def run_claimed(
 ) -> list[CaseOutcome]:
     """Do the scans in `processes` processes, one outcome each, also noted in the ledger of the job's run.
 
-    What another worker has, or has done meanwhile, is skipped with reason `claimed` or
-    `done_elsewhere`.
+    What another worker has, or has done meanwhile, is skipped with reason `claimed` or `done_elsewhere`;
+    what was taken from this one, or withdrawn, with reason `lease_lost` or `withdrawn`.
 
     Raises:
         NotFoundError: a scan is not in the catalog.
