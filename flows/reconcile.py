@@ -20,14 +20,14 @@ from tasks.policy import settings_in_use
 
 @flow(name="reconcile", flow_run_name="reconcile", retries=2, retry_delay_seconds=20, timeout_seconds=600)
 def reconcile() -> State[None]:
-    """Decide what a reviewer approved in MLflow, start inference after a promotion, sweep what died."""
+    """Decide what a reviewer approved in MLflow, start inference after a promotion, sweep what was left."""
     settings = settings_in_use()
     done = stages.reconcile_registry(settings)
     if done.decision:
         _announce(settings, done)
     if done.current and settings.fan_out == "workers":
         start_inference(settings, done.current)
-    remarks = [*_remarks(done), *sweep(settings)]
+    remarks = [*_remarks(done), *sweep(settings), *stages.sweep_withdrawn(settings).remarks()]
     if remarks:
         show_text("reconcile", "\n".join(f"- {remark}" for remark in remarks), "What reconcile did")
     rename(f"reconcile: {remarks[0]}" if remarks else "reconcile: nothing to do")

@@ -15,6 +15,10 @@ class RetroLNError(Exception):
     exit_code = 1
 
 
+class LeaseError(RetroLNError):
+    """A worker's claim on a scan was taken by another or given back for it: what it did does not count."""
+
+
 class UserError(RetroLNError):
     """Something a person can mend. The message is one line: what, file, expected, got, fix.
 
@@ -133,6 +137,12 @@ class ConflictError(UserError):
     """Somebody else wrote it first, or the present state forbids the change."""
 
     exit_code = 8
+
+
+class WithdrawnError(ConflictError):
+    """The patient took back consent while a step was at work: nothing that it made is kept."""
+
+    exit_code = 14
 
 
 class IntegrityError(UserError):

@@ -183,7 +183,9 @@ class Settings(BaseSettings):
     fan_out: Literal["here", "workers"] = Field(
         "here", description="run shards in this process, or each as a flow run on the work pool"
     )
-    lease_s: float = Field(1800.0, gt=0, description="how long a claimed case stays with a silent worker")
+    lease_s: float = Field(
+        1800.0, gt=0, description="how long a claimed case stays with a silent worker; renewed at work"
+    )
     patience_s: float = Field(180.0, ge=0, description="how long a case waits for a server that is away")
     max_run_h: float = Field(
         240.0, gt=0, description="a flow run that says it runs for longer is over-age and is closed"

@@ -15,9 +15,10 @@ from prefect.cache_policies import NO_CACHE
 from retroln.catalog.accounting import CaseOutcome
 from retroln.metrics.gate import GateDecision
 from retroln.settings import Settings, TrainSpec
-from retroln.steps import infer, ingest, prepare, promote, reconcile, training
+from retroln.steps import infer, ingest, leftovers, prepare, promote, reconcile, training
 from retroln.steps.entry import CaseEntry
 from retroln.steps.infer import Champion
+from retroln.steps.leftovers import Swept
 from retroln.steps.promote import Decision
 from retroln.steps.reconcile import Reconciled
 from retroln.steps.training import Candidate, Ticket
@@ -142,3 +143,9 @@ def reject_version(settings: Settings, version: int, reviewer: str, comment: str
 def reconcile_registry(settings: Settings) -> Reconciled:
     """Decide what a reviewer approved, and make the registry follow the audit."""
     return reconcile.reconcile(settings)
+
+
+@task(retries=2, retry_delay_seconds=10, cache_policy=NO_CACHE)
+def sweep_withdrawn(settings: Settings) -> Swept:
+    """Remove what came of withdrawn patients after their withdrawal."""
+    return leftovers.sweep(settings)

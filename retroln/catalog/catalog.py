@@ -30,8 +30,9 @@ class Catalog(
     read-only; see `refusals`) and `ConflictError`.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, owner: str | None = None) -> None:
         self._database = database
+        self._owner = owner
 
     @classmethod
     def open(cls, url: str, password: str | None = None) -> Catalog:
@@ -40,6 +41,14 @@ class Catalog(
         A SQLite file, its folder included, is made and migrated. Errors: see `database.open_database`.
         """
         return cls(open_database(url, password))
+
+    def of_worker(self, owner: str | None) -> Catalog:
+        """The same catalog in a worker's hands: what it records of a scan needs a claim of `owner` on it.
+
+        Then `record_prepared`, `hold_landmarks`, `record_prediction`, `quarantine` and `fail` may raise
+        `LeaseError`. None asks for no claim.
+        """
+        return Catalog(self._database, owner)
 
     @property
     def database(self) -> Database:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, DateTime, Interval, delete, func, literal, or_, select
+from sqlalchemy import ColumnElement, DateTime, Interval, delete, func, literal, or_, select, update
 from sqlalchemy.orm import Session
 
 from retroln.catalog.database import Database
 from retroln.catalog.models import CaseClaim, Claim, Scan, UtcDateTime, utc_now
 from retroln.catalog.records import ClaimRecord, record_of
 from retroln.catalog.upsert import insert_into
+from retroln.errors import LeaseError
 
 
 class ClaimQueries:
@@ -36,6 +37,16 @@ class ClaimQueries:
         with self._database.writing() as session:
             return _take(session, Claim, {"scan_id": scan_id}, owner, lease_s)
 
+    def renew(self, scan_id: int, owner: str, lease_s: float) -> bool:
+        """Hold a scan that is in hand for `lease_s` seconds from now.
+
+        Returns:
+            True if `owner` still has it, also when its lease had run out and nobody took the scan. False
+            if another has it or it was given back; nothing is taken then.
+        """
+        with self._database.writing() as session:
+            return _hold(session, Claim, Claim.scan_id == scan_id, owner, lease_s)
+
     def release(self, scan_id: int, owner: str) -> None:
         """Give a scan back; nothing happens if `owner` has it no longer."""
         with self._database.writing() as session:
@@ -45,6 +56,11 @@ class ClaimQueries:
         """As `claim`, for a case of the source, which may have no scan yet."""
         with self._database.writing() as session:
             return _take(session, CaseClaim, {"case_id": case_id}, owner, lease_s)
+
+    def renew_case(self, case_id: str, owner: str, lease_s: float) -> bool:
+        """As `renew`, for a case of the source."""
+        with self._database.writing() as session:
+            return _hold(session, CaseClaim, CaseClaim.case_id == case_id, owner, lease_s)
 
     def release_case(self, case_id: str, owner: str) -> None:
         """As `release`, for a case of the source."""
@@ -81,6 +97,31 @@ def _take(
         where=or_(table.owner == owner, table.expires_at <= now),
     )
     return session.scalar(taken.returning(table.owner)) is not None
+
+
+def _hold(
+    session: Session,
+    table: type[Claim] | type[CaseClaim],
+    which: ColumnElement[bool],
+    owner: str,
+    lease_s: float,
+) -> bool:
+    _, expires_at = _now_and_in(lease_s, session)
+    held = update(table).where(which, table.owner == owner).values(expires_at=expires_at)
+    return session.scalar(held.returning(table.owner)) is not None
+
+
+def require_claim(session: Session, scan_id: int, owner: str | None) -> None:
+    """Let nobody take a claim before the transaction ends; without an owner nothing is asked.
+
+    Raises:
+        LeaseError: `owner` has the scan no longer.
+    """
+    if owner is None:
+        return
+    own = select(Claim).where(Claim.scan_id == scan_id, Claim.owner == owner).with_for_update()
+    if session.scalars(own).first() is None:
+        raise LeaseError(f"the case is no longer in the hands of {owner}, so nothing of it is recorded")
 
 
 def _now_and_in(lease_s: float, session: Session) -> tuple[ColumnElement[Any], ColumnElement[Any]]:

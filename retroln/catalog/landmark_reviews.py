@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import Select, delete, select
 
+from retroln.catalog.claims import require_claim
 from retroln.catalog.database import Database
 from retroln.catalog.models import LandmarkReview, Landmarks, Scan
 from retroln.catalog.preparation import landmarks_row
@@ -42,6 +43,7 @@ class LandmarkReviewQueries:
     """The queue of cases that wait for a look at their landmarks; each method is one transaction."""
 
     _database: Database
+    _owner: str | None
 
     def hold_landmarks(
         self,
@@ -63,6 +65,7 @@ class LandmarkReviewQueries:
         """
         with self._database.writing() as session:
             scan = scan_row(session, scan_id, lock=True)
+            require_claim(session, scan_id, self._owner)
             move(session, scan, ScanState.QUARANTINED, run_id, reason=reason, detail=detail)
             scan.vertebrae_key = vertebrae_key or scan.vertebrae_key
             session.execute(delete(Landmarks).where(Landmarks.scan_id == scan_id))

@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, and_, delete, exists, func, select
 from sqlalchemy.orm import Session
 
+from retroln.catalog.claims import require_claim
 from retroln.catalog.database import Database
 from retroln.catalog.models import CaseEvent, Dataset, DatasetMember, Node, Prediction, Scan
 from retroln.catalog.preparation import crop_or_none, landmarks_or_none
@@ -39,6 +40,7 @@ class PredictionQueries:
     """Predictions, nodes and histories; each method is one transaction."""
 
     _database: Database
+    _owner: str | None
 
     def scans_to_infer(
         self,
@@ -113,6 +115,7 @@ class PredictionQueries:
         """
         with self._database.writing() as session:
             scan = scan_row(session, scan_id, lock=True)
+            require_claim(session, scan_id, self._owner)
             if scan.state != ScanState.PREPARED:
                 raise ConflictError(
                     f"case {scan.case_id} changed during inference", expected="prepared", got=scan.state

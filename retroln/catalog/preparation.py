@@ -5,6 +5,7 @@ from __future__ import annotations
 from sqlalchemy import Select, delete, select
 from sqlalchemy.orm import Session
 
+from retroln.catalog.claims import require_claim
 from retroln.catalog.database import Database
 from retroln.catalog.models import Crop, Dataset, DatasetMember, Landmarks, Roi, Scan
 from retroln.catalog.records import (
@@ -29,6 +30,7 @@ class PreparationQueries:
     """Landmarks, regions, crops and dataset versions; each method is one transaction."""
 
     _database: Database
+    _owner: str | None
 
     def record_prepared(
         self,
@@ -52,6 +54,7 @@ class PreparationQueries:
         """
         with self._database.writing() as session:
             scan = scan_row(session, scan_id, lock=True)
+            require_claim(session, scan_id, self._owner)
             stored = session.scalars(select(Crop).where(Crop.scan_id == scan_id)).first()
             if scan.state == ScanState.PREPARED and stored and stored.ct_sha256 == crop.ct_sha256:
                 return

@@ -133,6 +133,12 @@ class RunQueries:
         with self._database.reading() as session:
             return [record_of(AuditRecord, row, audit_id=row.id) for row in session.scalars(statement)]
 
+    def models_decided_on(self) -> list[tuple[str, int]]:
+        """Name and version of every model that anybody ever decided on, the champions among them."""
+        statement = select(ModelAudit.model_name, ModelAudit.version).distinct()
+        with self._database.reading() as session:
+            return sorted(session.execute(statement).tuples())
+
 
 _LAST_MOVE = select(func.max(ModelAudit.id)).where(
     ModelAudit.model_name == bindparam("model_name"), ModelAudit.follows.is_not(None)

@@ -9,6 +9,7 @@ from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
 from retroln.catalog.accounting import CaseOutcome, Outcome
+from retroln.catalog.claims import require_claim
 from retroln.catalog.database import Database
 from retroln.catalog.models import CaseEvent, Crop, Scan
 from retroln.catalog.records import ScanDraft, ScanRecord, record_of
@@ -23,6 +24,7 @@ class ScanQueries:
     """Scans and their transitions; each method is one transaction."""
 
     _database: Database
+    _owner: str | None
 
     def current_scan(self, case_id: str) -> ScanRecord | None:
         """The case's revision that is not superseded, None for an unknown case."""
@@ -188,6 +190,7 @@ class ScanQueries:
     ) -> ScanRecord:
         with self._database.writing() as session:
             row = scan_row(session, scan_id, lock=True)
+            require_claim(session, scan_id, self._owner)
             move(session, row, state, run_id, reason=reason, detail=detail)
             session.flush()
             return scan_record(row)

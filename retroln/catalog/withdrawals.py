@@ -67,6 +67,11 @@ class WithdrawalQueries:
         with self._database.reading() as session:
             return frozenset(session.scalars(select(Withdrawal.patient_id)))
 
+    def withdrawals(self) -> list[WithdrawalRecord]:
+        """Every withdrawal, oldest first."""
+        with self._database.reading() as session:
+            return [_record(row) for row in session.scalars(select(Withdrawal).order_by(Withdrawal.id))]
+
     def withdrawn_items(self, patient_id: str) -> list[WithdrawnItem]:
         """What held a withdrawn patient, in the order it was noted."""
         statement = (
@@ -161,6 +166,16 @@ class WithdrawalQueries:
         )
         with self._database.reading() as session:
             return frozenset((case, str(sha256)) for case, sha256 in session.execute(others).tuples())
+
+    def shared_cases(self, patient_id: str, case_ids: Sequence[str]) -> frozenset[str]:
+        """Those of the case ids that also are, or were, another patient's who has not withdrawn."""
+        others = select(Scan.case_id).where(
+            Scan.case_id.in_(case_ids),
+            Scan.patient_id != patient_id,
+            Scan.patient_id.not_in(select(Withdrawal.patient_id)),
+        )
+        with self._database.reading() as session:
+            return frozenset(session.scalars(others))
 
     def datasets_of_patient(self, patient_id: str) -> list[PatientDataset]:
         """Dataset versions that the patient is in, oldest first."""

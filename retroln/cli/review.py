@@ -51,11 +51,13 @@ def rollback(reviewer: str, comment: str) -> None:
 
 @click.command()
 def reconcile() -> None:
-    """Let the registry follow the audit, and decide the version approved in MLflow."""
+    """Let the registry follow the audit, decide what was approved in MLflow, sweep what withdrawals left."""
+    from retroln.steps.leftovers import sweep
     from retroln.steps.reconcile import reconcile as step
 
-    found = step(Settings())
-    for remark in found.remarks:
+    settings = Settings()
+    found = step(settings)
+    for remark in (*found.remarks, *sweep(settings).remarks()):
         click.echo(f"note: {remark}")
     if found.decision:
         click.echo(f"version {found.decision.version} is promoted (audit row {found.decision.audit_id})")

@@ -15,14 +15,17 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 from retroln.catalog.accounting import CaseOutcome, Outcome
 from retroln.catalog.catalog import Catalog
 from retroln.catalog.records import ScanRecord
-from retroln.errors import ConflictError, RefusedError, UnavailableError
+from retroln.catalog.withdrawals import WITHDRAWN
+from retroln.errors import ConflictError, LeaseError, RefusedError, UnavailableError, WithdrawnError
 from retroln.settings import Settings
 from retroln.steps.cases import OnOutcome, guarded, run_cases
+from retroln.steps.leases import renewed
 from retroln.steps.outages import riding_out
 from retroln.steps.workspace import open_workspace
 
 CLAIMED = "claimed"
 DONE_ELSEWHERE = "done_elsewhere"
+LEASE_LOST = "lease_lost"
 
 Result = TypeVar("Result")
 
@@ -83,6 +86,9 @@ class Worker(ABC, Generic[Item]):
     def do(self, item: Item) -> CaseOutcome:
         """Claim the item, do it, note what became of it, and give it back.
 
+        The claim is renewed until then. An item whose claim was lost all the same, or whose patient withdrew,
+        is skipped.
+
         Raises:
             UnavailableError: the catalog stayed away, so nothing was begun.
             RefusedError: it cannot do it, so nothing was begun.
@@ -92,9 +98,10 @@ class Worker(ABC, Generic[Item]):
             self._note_or_warn(outcome)
             return outcome
         try:
-            outcome = guarded(self._work, item, item.case_id)
-            self._note_or_warn(outcome)
-            return outcome
+            with renewed(lambda: self._renew(item), self.settings.lease_s, self._longest_s):
+                outcome = self._unless_lost(item, guarded(self._work, item, item.case_id))
+                self._note_or_warn(outcome)
+                return outcome
         finally:
             self.release(item)
 
@@ -119,12 +126,29 @@ class Worker(ABC, Generic[Item]):
         """Take the item in hand; False if another worker has it."""
 
     @abstractmethod
+    def _renew(self, item: Item) -> bool:
+        """Hold the item for another lease; False if it is lost."""
+
+    @abstractmethod
     def _release(self, item: Item) -> None:
         """Undo `_claim`."""
 
     @abstractmethod
     def _work(self, item: Item) -> CaseOutcome:
         """Do an item that is in hand; errors become a failed outcome."""
+
+    def _unless_lost(self, item: Item, outcome: CaseOutcome) -> CaseOutcome:
+        """A failure says nothing of a case that another has by now."""
+        if outcome.outcome is Outcome.FAILED:
+            with suppress(UnavailableError, RefusedError):
+                if not self._renew(item):
+                    return CaseOutcome(item.case_id, Outcome.SKIPPED, LEASE_LOST, outcome.detail)
+        return outcome
+
+    @property
+    def _longest_s(self) -> float:
+        """A run that lasts longer is over-age."""
+        return self.settings.max_run_h * 3600
 
     def _note_or_warn(self, outcome: CaseOutcome) -> None:
         """The case itself is recorded; its line in the ledger will say `lost` rather than undo that."""
@@ -146,7 +170,8 @@ class Job(Worker[Waiting]):
     """What a worker does with scans.
 
     Attributes:
-        work: does one scan; must bear repetition.
+        work: does one scan; must bear repetition. What it records, it records as `owner` (see
+            `Catalog.of_worker`).
         waits: whether a scan still is in the state that the work is for.
     """
 
@@ -155,6 +180,9 @@ class Job(Worker[Waiting]):
 
     def _claim(self, item: Waiting) -> bool:
         return self.catalog.claim(item.scan_id, self.owner, self.settings.lease_s)
+
+    def _renew(self, item: Waiting) -> bool:
+        return self.catalog.renew(item.scan_id, self.owner, self.settings.lease_s)
 
     def _release(self, item: Waiting) -> None:
         self.catalog.release(item.scan_id, self.owner)
@@ -166,6 +194,10 @@ class Job(Worker[Waiting]):
             return self._done_meanwhile(scan)
         try:
             return self.patiently(lambda: self.work(scan))
+        except LeaseError as error:
+            return CaseOutcome(item.case_id, Outcome.SKIPPED, LEASE_LOST, str(error))
+        except WithdrawnError as error:
+            return CaseOutcome(item.case_id, Outcome.SKIPPED, WITHDRAWN, str(error))
         except ConflictError:
             present = self.patiently(lambda: self.catalog.scan(item.scan_id))
             if self.waits(present):
@@ -185,8 +217,8 @@ def run_claimed(
 ) -> list[CaseOutcome]:
     """Do the scans in `processes` processes, one outcome each, also noted in the ledger of the job's run.
 
-    What another worker has, or has done meanwhile, is skipped with reason `claimed` or
-    `done_elsewhere`.
+    What another worker has, or has done meanwhile, is skipped with reason `claimed` or `done_elsewhere`;
+    what was taken from this one, or withdrawn, with reason `lease_lost` or `withdrawn`.
 
     Raises:
         NotFoundError: a scan is not in the catalog.

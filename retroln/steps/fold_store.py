@@ -9,8 +9,9 @@ all, also while it is being replaced.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,15 +63,22 @@ class Sealed:
 
 @dataclass(frozen=True)
 class FoldStore:
-    """The shared things of one training. Places: `plans`, `fold_<n>`, `fold_<n>/latest`, `bundle`."""
+    """The shared things of one training. Places: `plans`, `fold_<n>`, `fold_<n>/latest`, `bundle`.
+
+    Attributes:
+        require_trainable: raises `ConflictError` when a patient of the dataset version has withdrawn.
+    """
 
     store: ObjectStore
     prefix: str
+    require_trainable: Callable[[], None]
 
     @classmethod
     def of(cls, settings: Settings, ticket: Ticket) -> FoldStore:
         """The training's part of the store that the settings name."""
-        return cls(open_workspace(settings).store, f"training/{ticket.short}")
+        workspace = open_workspace(settings)
+        require = partial(workspace.catalog.require_trainable, ticket.dataset_version)
+        return cls(workspace.store, f"training/{ticket.short}", require)
 
     def sealed(self, place: str) -> Sealed | None:
         """What holds at a place; None when nothing was ever put there."""
@@ -87,7 +95,24 @@ class FoldStore:
 
         Args:
             first_wins: leave what another machine has put there meanwhile.
+
+        Raises:
+            ConflictError: a patient of the dataset version has withdrawn, maybe meanwhile; nothing of the
+                training is left.
         """
+        self.require_trainable()
+        stored = self._put(place, files, facts, first_wins)
+        try:
+            self.require_trainable()
+        except ConflictError:
+            for info in list(self.store.list(self._key(""))):
+                self.store.delete(info.key)
+            raise
+        return stored
+
+    def _put(
+        self, place: str, files: Mapping[str, Path], facts: Mapping[str, Any], first_wins: bool
+    ) -> Sealed:
         made = Sealed({name: sha256_file(path) for name, path in files.items()}, facts)
         for name, path in files.items():
             self.store.put_file(path, self._key(place, made.name, name))

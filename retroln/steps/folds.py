@@ -21,6 +21,7 @@ from retroln.nnunet.checkpoint import EPOCHS_FILE, LATEST
 from retroln.settings import Settings
 from retroln.steps import workshop
 from retroln.steps.fold_store import FoldStore, Sealed, Ticket
+from retroln.steps.outages import riding_out
 from retroln.tracking.runs import TrainingRun, attached
 
 _LOG = logging.getLogger(__name__)
@@ -65,7 +66,8 @@ def train_fold(settings: Settings, ticket: Ticket, fold: int, on_epoch: OnEpoch 
 
     Raises:
         UserError: the spec has no such fold, or training failed.
-        ConflictError: another process on this machine trains this fold.
+        ConflictError: another process on this machine trains this fold, or a patient of the dataset version
+            withdrew.
     """
     if fold not in ticket.spec.folds:
         raise UserError(
@@ -93,7 +95,7 @@ def train_fold(settings: Settings, ticket: Ticket, fold: int, on_epoch: OnEpoch 
         )
         lines = checkpoint.read_epochs(result.epochs)
         run.log_epochs(_named(fold, line) for line in lines)  # also of a fold that needed no more training
-    _put(shared, place, result)
+    riding_out(lambda: _put(shared, place, result), settings.patience_s)
     return FoldSummary(fold, len(lines), result.resumed_at, result.seconds, lines[-1])
 
 

@@ -10,6 +10,7 @@ from retroln.catalog.records import ScanRecord, WithdrawalRecord, WithdrawnItem
 from retroln.errors import InputError, UserError
 from retroln.settings import Settings
 from retroln.steps import champion
+from retroln.steps.case_objects import SHORT, Ownership, objects_below
 from retroln.steps.entry import CaseEntry
 from retroln.steps.identity import Policy
 from retroln.steps.promote import DATASET_TAG
@@ -20,7 +21,6 @@ from retroln.tracking.traces import Trace
 
 Roles = dict[str, tuple[str, ...]]
 """Role ("train", "test") of a patient in each dataset version."""
-_SHORT = 16  # hex digits of a hash in keys and folders
 
 
 @dataclass(frozen=True)
@@ -163,21 +163,18 @@ def _objects(
     workspace: Workspace, patient_id: str, cases: Sequence[str], versions: Sequence[str]
 ) -> Iterator[ObjectInfo]:
     """Stored objects of the patient, found by their keys, so that what a crash left is found too."""
-    found = workspace.catalog.sources_of_others(patient_id, cases)
-    others = {(case, sha256[:_SHORT]) for case, sha256 in found}
-    for case in cases:
-        for prefix in (f"scans/{case}/", f"crops/{case}/"):
-            for info in workspace.store.list(prefix):
-                if (case, info.key.split("/")[2].split("-")[0]) not in others:
-                    yield info
-    if cases:
-        for info in workspace.store.list("predictions/"):
-            _, _, case, source, *_ = (*info.key.split("/"), "", "")
-            if case in cases and (case, source) not in others:
-                yield info
+    prefixes = [f"{place}/{case}/" for case in cases for place in ("scans", "crops")]
+    prefixes += ["predictions/"] if cases else []
+    ownership = Ownership.of(workspace.catalog, patient_id, cases)
+    yield from objects_below(workspace, ownership, prefixes)
+    yield from objects_of_versions(workspace, versions)
+
+
+def objects_of_versions(workspace: Workspace, versions: Sequence[str]) -> Iterator[ObjectInfo]:
+    """Manifests of dataset versions, and what trainings on them left."""
     for version in versions:
-        yield from workspace.store.list(f"datasets/{version[:_SHORT]}/")
-        yield from workspace.store.list(f"training/{version[:_SHORT]}/")
+        yield from workspace.store.list(f"datasets/{version[:SHORT]}/")
+        yield from workspace.store.list(f"training/{version[:SHORT]}/")
 
 
 def _runs(
@@ -208,4 +205,4 @@ def _versions(workspace: Workspace, patient_id: str, roles: Roles) -> tuple[Hold
 
 def _caches(settings: Settings, versions: Sequence[str]) -> Iterator[Path]:
     for version in versions:
-        yield from sorted((settings.work_dir / "nnunet").glob(f"{version[:_SHORT]}-*"))
+        yield from sorted((settings.work_dir / "nnunet").glob(f"{version[:SHORT]}-*"))

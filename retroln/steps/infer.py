@@ -25,6 +25,7 @@ from retroln.nnunet.predict import Predictor
 from retroln.report.case_page import CasePage, case_page
 from retroln.settings import RoiSpec, Settings
 from retroln.steps import champion
+from retroln.steps.case_objects import source_of, taking_back
 from retroln.steps.cases import OnOutcome
 from retroln.steps.claimed import Job, run_claimed
 from retroln.steps.runs import Backlog
@@ -107,7 +108,8 @@ def infer(
 
     See `claimed.run_claimed`.
     """
-    job = Job(settings, run_id, owner, partial(infer_case, settings, model, run_id), partial(_waits, model))
+    work = partial(infer_case, settings, model, run_id, owner=owner)
+    job = Job(settings, run_id, owner, work, partial(_waits, model))
     return run_claimed(job, scan_ids, on_outcome=on_outcome)
 
 
@@ -131,17 +133,29 @@ def _waits(model: Champion, scan: ScanRecord) -> bool:
     return scan.state is ScanState.PREPARED and not seen
 
 
-def infer_case(settings: Settings, model: Model, run_id: int, scan: ScanRecord) -> CaseOutcome:
-    """Predict, paste back, verify, measure, write the page and record one scan; quarantine a bad crop."""
-    workspace = open_workspace(settings)
-    try:
-        return _infer_case(workspace, model, run_id, scan)
-    except InputError as error:
-        workspace.catalog.quarantine(scan.scan_id, error.reason, str(error), run_id)
-        return CaseOutcome(scan.case_id, Outcome.QUARANTINED, error.reason, str(error))
+def infer_case(
+    settings: Settings, model: Model, run_id: int, scan: ScanRecord, *, owner: str | None = None
+) -> CaseOutcome:
+    """Predict, paste back, verify, measure, write the page and record one scan; quarantine a bad crop.
+
+    Args:
+        owner: who must have the scan in hand when it is recorded; None asks for no claim.
+
+    Raises:
+        LeaseError: another worker has the scan by now; nothing was recorded.
+        WithdrawnError: the patient withdrew meanwhile; nothing was recorded, and nothing of it is left.
+    """
+    workspace = open_workspace(settings).of_worker(owner)
+    base = f"predictions/{model.name}-v{model.version}/{scan.case_id}/{source_of(scan)}/"
+    with taking_back(workspace, scan, base):
+        try:
+            return _infer_case(workspace, model, run_id, scan, base)
+        except InputError as error:
+            workspace.catalog.quarantine(scan.scan_id, error.reason, str(error), run_id)
+            return CaseOutcome(scan.case_id, Outcome.QUARANTINED, error.reason, str(error))
 
 
-def _infer_case(workspace: Workspace, model: Model, run_id: int, scan: ScanRecord) -> CaseOutcome:
+def _infer_case(workspace: Workspace, model: Model, run_id: int, scan: ScanRecord, base: str) -> CaseOutcome:
     crop = workspace.catalog.crop_of(scan.scan_id)
     with workspace.scratch() as folder:
         workspace.store.get_file(crop.ct_key, folder / "ct.nii.gz")
@@ -151,7 +165,6 @@ def _infer_case(workspace: Workspace, model: Model, run_id: int, scan: ScanRecor
         measured = nodes.measure(
             labels, vertebrae=_crop_vertebrae(workspace, scan, crop, folder), instances=True
         )
-        base = f"predictions/{model.name}-v{model.version}/{scan.case_id}/{scan.source_sha256[:16]}/"
         sha256 = _store_labels(workspace, labels, crop, folder, base + "labels.nii.gz")
         rows = [node.to_dict() for node in measured]
         workspace.store.put_bytes(nodes.to_csv(measured).encode(), base + "nodes.csv")

@@ -50,6 +50,9 @@ class Intake(Worker[CaseEntry]):
     def _claim(self, item: CaseEntry) -> bool:
         return self.catalog.claim_case(item.case_id, self.owner, self.settings.lease_s)
 
+    def _renew(self, item: CaseEntry) -> bool:
+        return self.catalog.renew_case(item.case_id, self.owner, self.settings.lease_s)
+
     def _release(self, item: CaseEntry) -> None:
         self.catalog.release_case(item.case_id, self.owner)
 

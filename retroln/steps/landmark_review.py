@@ -29,6 +29,7 @@ from retroln.imaging.geometry import Grid, require_same_grid
 from retroln.imaging.volume import Volume
 from retroln.settings import LabelScheme, Settings
 from retroln.steps import landmark_queue
+from retroln.steps.case_objects import source_of, taking_back
 from retroln.steps.ingest import facts_key, spine_facts
 from retroln.steps.workspace import Workspace, open_workspace
 
@@ -141,19 +142,20 @@ def correct_by_map(
         UserError, NotFoundError, ConflictError: as `accept`.
         InputError, GeometryError: the labels cannot be read, or lie on another grid than the CT.
         LandmarkError: they hold no level at all.
+        WithdrawnError: the patient withdrew meanwhile; the labels are not kept.
     """
     workspace, words = open_workspace(settings), _complete(words)
     scan = _stored_scan(workspace, case_id)
     grid = Grid(scan.shape, np.asarray(scan.affine, float))
     spine = Vertebrae.read(labels, label_ids)
     require_same_grid(grid, spine.grid, what="vertebra label map", file=labels)
-    with workspace.scratch() as folder:
+    with taking_back(workspace, scan, _base(scan)), workspace.scratch() as folder:
         ct = _ct(workspace, scan, folder)
         held = _trouble(settings, spine, ct, landmarks.Ruling(words.reviewer))
         if not spine.levels and held:
             raise held
         key = _store(workspace, scan, spine, grid, folder)
-    word = workspace.catalog.review_landmarks(_draft(scan, "correct", words, vertebrae_key=key))
+        word = workspace.catalog.review_landmarks(_draft(scan, "correct", words, vertebrae_key=key))
     return Ruled(word, str(held) if held else None)
 
 
@@ -218,11 +220,15 @@ def _trouble(
     return None
 
 
+def _base(scan: ScanRecord) -> str:
+    return f"scans/{scan.case_id}/{source_of(scan)}/"
+
+
 def _store(workspace: Workspace, scan: ScanRecord, spine: Vertebrae, grid: Grid, folder: Path) -> str:
     """Key of the corrected label map, in RAS+ and TotalSegmentator v2 ids, named by its content."""
     path = folder / "corrected.nii.gz"
     nifti.write(path, spine.to_label_map(), grid)
-    key = f"scans/{scan.case_id}/{scan.source_sha256[:16]}/vertebrae-{sha256_file(path)[:16]}.nii.gz"
+    key = f"{_base(scan)}vertebrae-{sha256_file(path)[:16]}.nii.gz"
     workspace.store.put_file(path, key)
     workspace.store.put_bytes(spine_facts(spine), facts_key(key))
     return key

@@ -17,13 +17,14 @@ from retroln.catalog.records import (
     ScanRecord,
 )
 from retroln.catalog.states import ScanState
-from retroln.errors import InputError, LandmarkError, RefusedError, UnavailableError, naming
+from retroln.errors import InputError, LandmarkError, LeaseError, RefusedError, UnavailableError, naming
 from retroln.files import sha256_file, sha256_json, write_json
 from retroln.imaging import nifti
 from retroln.imaging.geometry import Grid
 from retroln.imaging.volume import Volume
 from retroln.settings import Settings
 from retroln.steps import landmark_queue
+from retroln.steps.case_objects import source_of, taking_back
 from retroln.steps.cases import OnOutcome
 from retroln.steps.claimed import Job, run_claimed
 from retroln.steps.runs import Backlog
@@ -74,7 +75,7 @@ def prepare(
             machine; no scan was begun.
     """
     bring_weights(settings)
-    job = Job(settings, run_id, owner, partial(prepare_case, settings, run_id), _waits)
+    job = Job(settings, run_id, owner, partial(prepare_case, settings, run_id, owner=owner), _waits)
     return run_claimed(job, scan_ids, processes=settings.processes, on_outcome=on_outcome)
 
 
@@ -82,21 +83,34 @@ def _waits(scan: ScanRecord) -> bool:
     return scan.state is ScanState.INGESTED
 
 
-def prepare_case(settings: Settings, run_id: int, scan: ScanRecord) -> CaseOutcome:
+def prepare_case(
+    settings: Settings, run_id: int, scan: ScanRecord, *, owner: str | None = None
+) -> CaseOutcome:
     """Find the region of one scan and store its crop; quarantine what needs a person.
+
+    Args:
+        owner: who must have the scan in hand when it is recorded; None asks for no claim.
 
     Raises:
         UnavailableError, RefusedError: a server is away or cannot do it, which is not the scan's fault: it
             stays `ingested`.
+        LeaseError: another worker has the scan by now; nothing was recorded.
+        WithdrawnError: the patient withdrew meanwhile; nothing was recorded, and nothing of it is left.
     """
-    workspace = open_workspace(settings)
+    workspace = open_workspace(settings).of_worker(owner)
+    revision = f"{scan.case_id}/{source_of(scan)}"
+    with taking_back(workspace, scan, f"scans/{revision}/", f"crops/{revision}-"):
+        return _prepare_or_hold(workspace, scan, run_id)
+
+
+def _prepare_or_hold(workspace: Workspace, scan: ScanRecord, run_id: int) -> CaseOutcome:
     try:
         with workspace.scratch() as folder:
             return _prepare(workspace, scan, folder, run_id)
     except InputError as error:
         workspace.catalog.quarantine(scan.scan_id, error.reason, str(error), run_id)
         return CaseOutcome(scan.case_id, Outcome.QUARANTINED, error.reason, str(error))
-    except (UnavailableError, RefusedError):
+    except (UnavailableError, RefusedError, LeaseError):
         raise
     except Exception as error:
         workspace.catalog.fail(scan.scan_id, type(error).__name__, str(error), run_id)
@@ -132,7 +146,7 @@ def _store_region(
     mask = _load(workspace, scan.mask_key, folder) if scan.mask_key else None
     inside = roi.containment(mask, region.box) if mask else None
     document = roi.to_json(region, containment=inside)
-    base = f"crops/{scan.case_id}/{scan.source_sha256[:16]}-{sha256_json(document)[:16]}/"
+    base = f"crops/{scan.case_id}/{source_of(scan)}-{sha256_json(document)[:16]}/"
     crop = CropDraft(
         ct_key=base + "ct.nii.gz",
         ct_sha256=_store(workspace, ct.crop(region.box), folder, base + "ct.nii.gz"),

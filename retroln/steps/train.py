@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from retroln.catalog.records import CropRecord, DatasetDraft, DatasetRecord, MemberDraft, ScanRecord
-from retroln.errors import GateError
+from retroln.errors import ConflictError, GateError
 from retroln.files import sha256_json
 from retroln.nnunet import environment, splits
 from retroln.settings import RoiSpec, Settings, TrainSpec
@@ -22,6 +22,7 @@ def publish_dataset(settings: Settings, spec: TrainSpec) -> DatasetRecord:
 
     Raises:
         GateError: too few patients, crops cut by another region, or labelled nodes outside the region.
+        ConflictError: a patient of the version withdrew meanwhile; its manifest is not kept.
     """
     workspace = open_workspace(settings)
     labelled = workspace.catalog.labelled_prepared()
@@ -40,10 +41,17 @@ def publish_dataset(settings: Settings, spec: TrainSpec) -> DatasetRecord:
         "columns": "case patient role fold ct_sha256 mask_sha256",
         "members": content,
     }
-    workspace.store.put_bytes(json.dumps(manifest, indent=1).encode(), manifest_key)
-    return workspace.catalog.add_dataset(
+    # the row first: it leads a withdrawal to the manifest, which names patients
+    record = workspace.catalog.add_dataset(
         DatasetDraft(version=version, manifest_key=manifest_key, members=tuple(members))
     )
+    workspace.store.put_bytes(json.dumps(manifest, indent=1).encode(), manifest_key)
+    try:
+        workspace.catalog.require_trainable(version)
+    except ConflictError:
+        workspace.store.delete(manifest_key)
+        raise
+    return record
 
 
 def _require_enough(labelled: Labelled, spec: TrainSpec) -> None:

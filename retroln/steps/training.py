@@ -80,7 +80,6 @@ def begin(settings: Settings, spec: TrainSpec) -> Candidate | Ticket:
         UserError: MLflow cannot be reached.
     """
     record = train.publish_dataset(settings, spec)
-    open_workspace(settings).catalog.require_trainable(record.version)  # a patient may withdraw meanwhile
     version = promote.find_trained(settings, spec, record)
     tags = {promote.DATASET_TAG: record.version, promote.SPEC_TAG: spec_sha256(spec)}
     open_run = runs.find_unfinished(settings, tags)

@@ -20,6 +20,7 @@ from retroln.tracking import traces
 
 VERSION_TAG = "withdrawn.patients"
 """Tag of a model version: how many patients of its training and test set have taken back consent."""
+_HAND = "withdraw"
 
 
 def withdraw(settings: Settings, patient_id: str, *, reason: str, by: str) -> Holdings:
@@ -42,16 +43,24 @@ def withdraw(settings: Settings, patient_id: str, *, reason: str, by: str) -> Ho
     return _remove(settings, patient_id, reason.strip(), by.strip())
 
 
-def finish(settings: Settings, patient_id: str) -> None:
+def finish(settings: Settings, patient_id: str, *, hand: str = _HAND) -> Holdings:
     """Remove what came of a patient after the withdrawal, say by a step that had begun before it.
+
+    Args:
+        hand: in whose name the scans are claimed; another name than `withdraw` waits for a withdrawal that is
+            under way.
+
+    Returns:
+        What held the patient when this call began.
 
     Raises:
         NotFoundError: the patient has not been withdrawn.
+        ConflictError: a worker has one of the scans in hand.
     """
     known = open_workspace(settings).catalog.withdrawal_of(patient_id)
     if known is None:
         raise NotFoundError(f"no withdrawal of patient {patient_id} in the catalog")
-    _remove(settings, patient_id, known.reason, known.by)
+    return _remove(settings, patient_id, known.reason, known.by, hand)
 
 
 def require_known(found: Holdings) -> None:
@@ -63,10 +72,10 @@ def require_known(found: Holdings) -> None:
         )
 
 
-def _remove(settings: Settings, patient_id: str, reason: str, by: str) -> Holdings:
+def _remove(settings: Settings, patient_id: str, reason: str, by: str, hand: str = _HAND) -> Holdings:
     workspace = open_workspace(settings)
     catalog = workspace.catalog
-    with _in_hand(workspace, patient_id, catalog.scans_of_patient(patient_id)):
+    with _in_hand(workspace, f"{hand}:{patient_id}", catalog.scans_of_patient(patient_id)):
         catalog.begin_withdrawal(patient_id, reason, by)
         found = survey(settings, patient_id)
         catalog.note_withdrawn(patient_id, found.items())
@@ -80,9 +89,9 @@ def _remove(settings: Settings, patient_id: str, reason: str, by: str) -> Holdin
 
 
 @contextmanager
-def _in_hand(workspace: Workspace, patient_id: str, scans: Sequence[ScanRecord]) -> Iterator[None]:
+def _in_hand(workspace: Workspace, owner: str, scans: Sequence[ScanRecord]) -> Iterator[None]:
     """Claim the patient's scans, so that no worker has one; a withdrawal that was cut off is in no way."""
-    catalog, owner = workspace.catalog, f"withdraw:{patient_id}"
+    catalog = workspace.catalog
     try:
         for scan in scans:
             if not catalog.claim(scan.scan_id, owner, workspace.settings.lease_s):

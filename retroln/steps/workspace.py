@@ -5,10 +5,10 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from retroln.catalog.catalog import Catalog
 from retroln.settings import Settings
@@ -32,6 +32,10 @@ class Workspace:
     catalog: Catalog
     source: ObjectStore
     store: ObjectStore
+
+    def of_worker(self, owner: str | None) -> Self:
+        """The same places in a worker's hands; see `Catalog.of_worker`."""
+        return replace(self, catalog=self.catalog.of_worker(owner))
 
     @property
     def registry(self) -> MlflowRegistry:

@@ -5,27 +5,30 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from datetime import timedelta
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from functools import partial
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select
 
 from retroln.catalog import claims
 from retroln.catalog.accounting import CaseOutcome, Outcome
 from retroln.catalog.catalog import Catalog
-from retroln.catalog.models import utc_now
+from retroln.catalog.models import Claim, utc_now
 from retroln.catalog.records import ScanDraft, ScanRecord
 from retroln.catalog.states import ScanState
-from retroln.errors import ConflictError, NotFoundError, UnavailableError
+from retroln.errors import ConflictError, LeaseError, NotFoundError, UnavailableError
 from retroln.settings import Settings
-from retroln.steps import claimed, outages, prepare
+from retroln.steps import claimed, leases, outages, prepare
 from retroln.steps.claimed import Job, run_claimed
 from retroln.steps.workspace import open_workspace
 
@@ -35,6 +38,13 @@ FOREVER_S = 3600.0
 def add(catalog: Catalog, case_id: str = "c1") -> int:
     draft = ScanDraft(case_id=case_id, patient_id="p", source_uri={}, source_fingerprint="f", ct_key="k")
     return catalog.add_scan(draft, None).scan_id
+
+
+def age(catalog: Catalog, seconds: float) -> None:
+    """Let time pass for every claim."""
+    with catalog.database.writing() as session:
+        for claim in session.scalars(select(Claim)):
+            claim.expires_at -= timedelta(seconds=seconds)
 
 
 @pytest.fixture
@@ -72,6 +82,38 @@ class TestClaims:
         assert catalog.claim(scan_id, "a", FOREVER_S)
         (renewed,) = catalog.claims()
         assert renewed.expires_at - first.expires_at > timedelta(seconds=FOREVER_S - 15)
+
+    def test_renewing_needs_the_claim_and_takes_none(self, catalog: Catalog):
+        scan_id = add(catalog)
+        assert not catalog.renew(scan_id, "a", FOREVER_S)
+        assert catalog.claims() == []
+        catalog.claim(scan_id, "a", FOREVER_S)
+        age(catalog, 2 * FOREVER_S)
+        assert catalog.renew(scan_id, "a", FOREVER_S)
+        assert not catalog.claim(scan_id, "b", FOREVER_S)
+        age(catalog, 2 * FOREVER_S)
+        assert catalog.claim(scan_id, "b", FOREVER_S)
+        assert not catalog.renew(scan_id, "a", 2 * FOREVER_S)
+        (kept,) = catalog.claims()
+        assert kept.owner == "b"
+        catalog.release(scan_id, "b")
+        assert not catalog.renew(scan_id, "a", FOREVER_S)
+        assert catalog.claims() == []
+
+    def test_what_a_worker_records_needs_its_claim(self, catalog: Catalog):
+        scan_id, mine = add(catalog), catalog.of_worker("a")
+        for hand in (None, "b"):
+            if hand:
+                catalog.claim(scan_id, hand, FOREVER_S)
+            for record in (mine.quarantine, mine.fail):
+                with pytest.raises(LeaseError, match="no longer in the hands of a,"):
+                    record(scan_id, "reason", "detail", None)
+        assert catalog.scan(scan_id).state is ScanState.INGESTED
+        catalog.release(scan_id, "b")
+        catalog.claim(scan_id, "a", FOREVER_S)
+        age(catalog, 2 * FOREVER_S)  # run out, and nobody took it
+        mine.quarantine(scan_id, "reason", "detail", None)
+        assert catalog.scan(scan_id).state is ScanState.QUARANTINED
 
     def test_a_lease_that_has_run_out_is_taken_over_and_a_live_one_is_not(self, catalog: Catalog):
         silent, alive = add(catalog, "silent"), add(catalog, "alive")
@@ -314,6 +356,144 @@ class TestDoingUnderAClaim:
         with pytest.raises(NotFoundError, match="no scan 42"):
             run_claimed(job, [add(job.catalog), 42])
         assert job.catalog.outcomes_of(job.run_id) == []
+
+
+@dataclass
+class Renewals:
+    """The catalog's `renew`, which tells when it was called and can be away."""
+
+    renew: Callable[[int, str, float], bool]
+    told: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    away: int = 0
+
+    def __call__(self, scan_id: int, owner: str, lease_s: float) -> bool:
+        try:
+            if self.away:
+                self.away -= 1
+                raise UnavailableError("the catalog does not answer")
+            return self.renew(scan_id, owner, lease_s)
+        finally:
+            self.told.release()
+
+    def wait(self) -> None:
+        """Wait for one that begins from now on to be over."""
+        while self.told.acquire(blocking=False):
+            pass
+        for _ in range(2):  # the first may have begun before
+            assert self.told.acquire(timeout=60)
+
+
+def _renewing() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name == "lease"]
+
+
+class TestKeepingAClaim:
+    """Leases are long and renewed often; time passes by `age`."""
+
+    @pytest.fixture
+    def lasting(self, shared: Settings, monkeypatch: pytest.MonkeyPatch) -> Settings:
+        monkeypatch.setattr(leases, "_RENEWALS_PER_LEASE", 360_000)
+        return shared.model_copy(update={"lease_s": FOREVER_S})
+
+    @staticmethod
+    def renewals(job: Job, monkeypatch: pytest.MonkeyPatch, away: int = 0) -> Renewals:
+        made = Renewals(job.catalog.renew, away=away)
+        monkeypatch.setattr(job.catalog, "renew", made)
+        return made
+
+    @pytest.mark.parametrize("away", [0, 3])
+    def test_work_that_outlasts_its_lease_keeps_the_scan(
+        self, lasting: Settings, away: int, monkeypatch: pytest.MonkeyPatch
+    ):
+        def long(scan: ScanRecord) -> CaseOutcome:
+            for _ in range(away):
+                renewals.wait()
+            for _ in range(3):
+                age(job.catalog, 0.9 * FOREVER_S)
+                renewals.wait()
+            assert not job.catalog.claim(scan.scan_id, "other", FOREVER_S)
+            return _quarantine(lasting, "me", scan)
+
+        job = job_of(lasting, work=long)
+        renewals = self.renewals(job, monkeypatch, away)
+        (outcome,) = run_claimed(job, [add(job.catalog)])
+        assert outcome == CaseOutcome("c1", Outcome.DONE)
+        assert (job.catalog.claims(), _renewing()) == ([], [])
+
+    @pytest.mark.parametrize("end", ["records", "breaks"])
+    @pytest.mark.parametrize("taken", [True, False])
+    def test_a_worker_that_lost_its_claim_records_nothing(
+        self, lasting: Settings, taken: bool, end: str, monkeypatch: pytest.MonkeyPatch
+    ):
+        """Another took it, or it was given back in the worker's name and nobody has it."""
+
+        def slow(scan: ScanRecord) -> CaseOutcome:
+            age(job.catalog, 2 * FOREVER_S)
+            if taken:
+                while not job.catalog.claim(scan.scan_id, "other", FOREVER_S):
+                    age(job.catalog, 2 * FOREVER_S)  # it had just been renewed
+            else:
+                job.catalog.release_all("me")
+            if end == "breaks":
+                raise RuntimeError("no CT is there")
+            job.catalog.of_worker("me").quarantine(scan.scan_id, "looked_at", "by the loser", None)
+            raise AssertionError
+
+        job = job_of(lasting, work=slow)
+        scan_id = add(job.catalog)
+        (outcome,) = run_claimed(job, [scan_id])
+        assert (outcome.outcome, outcome.reason) == (Outcome.SKIPPED, claimed.LEASE_LOST)
+        assert job.catalog.outcomes_of(job.run_id) == [outcome]
+        assert [event.to_state for event in job.catalog.case_history("c1").events] == ["ingested"]
+        assert [claim.owner for claim in job.catalog.claims()] == (["other"] if taken else [])
+        assert _renewing() == []
+
+    def test_a_loser_leaves_what_the_winner_of_the_same_run_noted(self, lasting: Settings):
+        def slow(scan: ScanRecord) -> CaseOutcome:
+            job.catalog.release_all("me")
+            (won,) = run_claimed(job_of(lasting, job.run_id, "other"), [scan.scan_id])
+            assert won.outcome is Outcome.DONE
+            raise RuntimeError("boom")
+
+        job = job_of(lasting, work=slow)
+        (outcome,) = run_claimed(job, [add(job.catalog)])
+        assert outcome.outcome is Outcome.SKIPPED
+        assert job.catalog.outcomes_of(job.run_id) == [CaseOutcome("c1", Outcome.DONE)]
+
+    @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+    def test_nothing_is_renewed_after_the_work(self, lasting: Settings, error: type[BaseException]):
+        def broken(scan: ScanRecord) -> CaseOutcome:
+            assert _renewing() == ["lease"]
+            raise error
+
+        job = job_of(lasting, work=broken)
+        with suppress(KeyboardInterrupt):
+            run_claimed(job, [add(job.catalog)])
+        assert (job.catalog.claims(), _renewing()) == ([], [])
+
+    def test_work_that_hangs_is_not_renewed_for_ever(self):
+        calls: list[int] = []
+        with leases.renewed(lambda: not calls.append(1), lease_s=0.03, at_most_s=0.05):
+            (thread,) = (one for one in threading.enumerate() if one.name == "lease")
+            thread.join(60)
+        assert len(calls) == 5
+
+    def test_claims_are_renewed_in_worker_processes(self, shared: Settings):
+        chosen = shared.model_copy(update={"lease_s": 0.3})
+        job = job_of(chosen, work=partial(_until_renewed, chosen))
+        ids = [add(job.catalog, name) for name in ("a", "b")]
+        assert {one.outcome for one in run_claimed(job, ids, processes=2)} == {Outcome.DONE}
+
+
+def _until_renewed(settings: Settings, scan: ScanRecord) -> CaseOutcome:
+    def ends() -> list[datetime]:
+        claims = open_workspace(settings).catalog.claims()
+        return [claim.expires_at for claim in claims if claim.scan_id == scan.scan_id]
+
+    first, never = ends(), threading.Event()
+    while ends() == first:
+        never.wait(0.02)
+    return CaseOutcome(scan.case_id, Outcome.DONE)
 
 
 def _die(folder: Path, scan: ScanRecord) -> CaseOutcome:

@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import secrets
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from retroln.errors import IntegrityError, NotFoundError
+from retroln.errors import ConflictError, IntegrityError, NotFoundError
 from retroln.settings import Settings
 from retroln.steps.fold_store import FoldStore
 from retroln.storage.open import open_store
 
 
+class Consent:
+    """Stands in for the catalog: after so many questions the dataset version is tombstoned."""
+
+    left = 1000
+
+    def __call__(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise ConflictError("tombstoned")
+
+
 @pytest.fixture(params=["file", "s3"])
 def shared(request: pytest.FixtureRequest, tmp_path: Path) -> FoldStore:
     if request.param == "file":
-        return FoldStore(open_store(f"file://{tmp_path}/store", Settings()), "training/a/b")
+        return FoldStore(open_store(f"file://{tmp_path}/store", Settings()), "training/a/b", Consent())
     bucket = request.getfixturevalue("s3_server").make_bucket(f"b-{secrets.token_hex(6)}")
-    return FoldStore(open_store(bucket, request.getfixturevalue("s3_settings")), "training/a/b")
+    return FoldStore(open_store(bucket, request.getfixturevalue("s3_settings")), "training/a/b", Consent())
 
 
 @pytest.fixture
@@ -64,3 +76,19 @@ def test_other_bytes_than_sealed_do_not_arrive(
     with pytest.raises(IntegrityError, match="not those that were sealed"):
         shared.fetch("fold_0", tmp_path / "here")
     assert not (tmp_path / "here" / "checkpoint.pth").exists()
+
+
+@pytest.mark.parametrize("first_wins", [True, False])
+@pytest.mark.parametrize("asked", [0, 1])
+def test_of_a_patient_who_withdraws_meanwhile_nothing_is_left(
+    shared: FoldStore, files: dict[str, Path], asked: int, first_wins: bool
+) -> None:
+    """The withdrawal comes before the files are put, or while they are; another training keeps its own."""
+    shared.store.put_bytes(b"another", "training/a/bc/fold_0/sealed.json")
+    if asked:
+        shared.put("plans", files, {})
+    consent = Consent()
+    consent.left = asked
+    with pytest.raises(ConflictError, match="tombstoned"):
+        replace(shared, require_trainable=consent).put("fold_0", files, {}, first_wins=first_wins)
+    assert [info.key for info in shared.store.list("training/")] == ["training/a/bc/fold_0/sealed.json"]

@@ -14,7 +14,6 @@ import pytest
 from click.testing import CliRunner
 from sqlalchemy import text
 
-from infra.servers import make_catalog
 from retroln.catalog.accounting import Accounting, CaseOutcome, Outcome
 from retroln.catalog.catalog import Catalog
 from retroln.catalog.records import DatasetRecord, ScanDraft, ScanRecord
@@ -29,6 +28,7 @@ from retroln.steps.runs import Run
 from retroln.steps.workspace import Workspace, open_workspace
 from retroln.storage.open import open_store
 from retroln.tracking.runs import training_run
+from tests.places import make_settings
 from tests.stand_in import GOOD
 
 SPEC = TrainSpec(profile="demo", n_folds=2, test_fraction=0.3)
@@ -146,34 +146,6 @@ class Platform:
         scans = self.catalog.scans_of_patient(patient_id)
         histories = [self.catalog.case_history(scan.case_id) for scan in scans]
         return repr(histories)
-
-
-def make_settings(kind: str, request: pytest.FixtureRequest, folder: Path) -> Settings:
-    place = {
-        "source_uri": f"file://{folder}/source",
-        "store_uri": f"file://{folder}/store",
-        "catalog_url": f"sqlite:///{folder}/catalog.db",
-    }
-    if kind == "servers":
-        server = request.getfixturevalue("s3_server")
-        bucket = server.make_bucket(f"b-{secrets.token_hex(6)}")
-        url = request.getfixturevalue("postgres_url")
-        place = {
-            "source_uri": f"{bucket}/source",
-            "store_uri": f"{bucket}/store",
-            "catalog_url": make_catalog(url, f"withdraw{secrets.token_hex(4)}"),
-            "s3_endpoint": server.endpoint,
-            "s3_access_key": server.access_key,
-            "s3_secret_key": server.secret_key,
-        }
-    return Settings(
-        **place,
-        mlflow_uri=f"sqlite:///{folder}/mlflow.db",
-        mlflow_artifacts=str(folder / "mlartifacts"),
-        work_dir=folder / "work",
-        processes=1,
-        patience_s=0.0,
-    )
 
 
 @pytest.fixture(params=["embedded", "servers"])

@@ -1,0 +1,101 @@
+"""Sweep: remove what came of withdrawn patients after their withdrawal was done.
+
+A worker that outlived its lease, or died between storing and recording, may leave objects of a patient who
+withdrew meanwhile. Nobody asks for them any more, so reconcile looks for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+
+from retroln.catalog.records import WithdrawalRecord
+from retroln.errors import ConflictError
+from retroln.settings import Settings
+from retroln.steps import withdraw
+from retroln.steps.case_objects import Ownership, objects_below
+from retroln.steps.holdings import objects_of_versions
+from retroln.steps.workspace import Workspace, open_workspace
+
+PATIENTS_PER_PASS = 20
+_PASS_S = 300
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What a pass found.
+
+    Attributes:
+        patients: withdrawn patients of whom something was there and is removed.
+        objects: how many stored objects of theirs.
+        in_hand: withdrawn patients of whom something is there that waits for a worker, and for a later pass.
+    """
+
+    patients: int = 0
+    objects: int = 0
+    in_hand: int = 0
+
+    def remarks(self) -> list[str]:
+        """In sentences, without names; none when there was nothing."""
+        found = []
+        if self.patients:
+            found.append(
+                f"{self.objects} objects that came of {self.patients} withdrawn patients after the withdrawal"
+                " are removed"
+            )
+        if self.in_hand:
+            found.append(f"a worker has scans of {self.in_hand} withdrawn patients in hand; they wait for it")
+        return found
+
+
+def sweep(settings: Settings, now: datetime | None = None) -> Swept:
+    """Look at some withdrawn patients, all in turn, and finish the withdrawal of those who left something.
+
+    Of a patient it lists the prefixes of the patient's own cases alone: two per case, one per case and
+    model version that was ever decided on, two per dataset version with the patient.
+
+    Args:
+        now: decides whose turn it is.
+
+    Raises:
+        UnavailableError: a server is away; a later pass goes on.
+    """
+    workspace = open_workspace(settings)
+    is_left = cache(lambda version: any(True for _ in objects_of_versions(workspace, [version])))
+    patients = objects = in_hand = 0
+    for one in in_turn(workspace.catalog.withdrawals(), now or datetime.now(UTC)):
+        if not _holds_anything(workspace, one.patient_id, is_left):
+            continue
+        try:
+            found = withdraw.finish(settings, one.patient_id, hand="sweep")
+        except ConflictError:
+            in_hand += 1
+        else:
+            patients, objects = patients + 1, objects + len(found.objects)
+    return Swept(patients, objects, in_hand)
+
+
+def in_turn(withdrawals: Sequence[WithdrawalRecord], now: datetime) -> list[WithdrawalRecord]:
+    """Those that a pass at `now` looks at: all, or where these are many the next so many of a round."""
+    number = len(withdrawals)
+    if number <= PATIENTS_PER_PASS:
+        return [*withdrawals]
+    first = int(now.timestamp()) // _PASS_S * PATIENTS_PER_PASS % number
+    return [withdrawals[(first + step) % number] for step in range(PATIENTS_PER_PASS)]
+
+
+def _holds_anything(workspace: Workspace, patient_id: str, is_left: Callable[[str], bool]) -> bool:
+    """Whether rows name something stored of a withdrawn patient, or something is stored."""
+    catalog = workspace.catalog
+    scans = catalog.scans_of_patient(patient_id)
+    if any(scan.ct_key for scan in scans):
+        return True
+    cases = tuple(dict.fromkeys(scan.case_id for scan in scans))
+    models = [f"{name}-v{version}" for name, version in catalog.models_decided_on()]
+    prefixes = [f"{place}/{case}/" for case in cases for place in ("scans", "crops")]
+    prefixes += [f"predictions/{model}/{case}/" for case in cases for model in models]
+    own = objects_below(workspace, Ownership.of(catalog, patient_id, cases), prefixes)
+    versions = dict.fromkeys(used.version for used in catalog.datasets_of_patient(patient_id))
+    return any(True for _ in own) or any(map(is_left, versions))
