@@ -8,7 +8,7 @@ from sqlalchemy import Connection, Engine, inspect, text
 
 from retroln.errors import UserError
 
-WANTED = "0008"
+WANTED = "0009"
 """The newest of the migrations beside this file; stated, so that opening the catalog need not load them."""
 
 _TABLE = "alembic_version"
