@@ -130,14 +130,14 @@ def demo_spec() -> TrainSpec:
     """
     return TrainSpec(
         profile="demo",
-        epochs=40,
+        epochs=25,
         iterations=60,
         validation_iterations=4,
         n_folds=20,
         test_fraction=0.15,
         device="cpu",
-        min_probability=0.2,
-        min_finding_mm3=113.0,  # a sphere 6 mm across
+        min_probability=0.15,
+        min_finding_mm3=220.0,  # a sphere 7.5 mm across
         stand_in=STAND_IN,
     )
 

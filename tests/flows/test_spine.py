@@ -171,8 +171,9 @@ def _predict_and_show(settings: Settings, model: infer.Model, case_id: str) -> N
     with workspace.scratch() as folder:
         workspace.store.get_file(crop.ct_key, folder / "ct.nii.gz")
         ct = nifti.read(folder / "ct.nii.gz")
-    labels = infer._predict(model, ct, crop)
-    assert case_id in infer._page(workspace, model, scan, crop, ct, labels, [])
+    predictor = infer._predictor(settings, model)
+    labels = infer._predict(predictor, ct, crop)
+    assert case_id in infer._page(workspace, model, predictor, scan, crop, ct, labels, [])
 
 
 def test_a_night_with_nothing_to_do_downloads_no_model(spine: Spine, monkeypatch: pytest.MonkeyPatch) -> None:

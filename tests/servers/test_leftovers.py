@@ -189,11 +189,12 @@ def test_a_prediction_of_a_patient_who_withdrew_meanwhile_is_taken_back(
     platform.prepare("A-CT1", "B-CT1")
     model: Any = SimpleNamespace(name="retroln", version=3)
 
-    def page(_: Workspace, __: Any, scan: ScanRecord, *___: Any) -> str:
+    def page(_: Workspace, __: Any, ___: Any, scan: ScanRecord, *____: Any) -> str:
         if scan.patient_id == "PAT-A":
             platform.withdraw()
         return "a page"
 
+    monkeypatch.setattr(infer, "_predictor", lambda *_: None)
     monkeypatch.setattr(
         infer, "_predict", lambda _, ct, __: ct.with_array(np.zeros(ct.grid.shape, np.uint16))
     )
