@@ -125,7 +125,7 @@ def demo_settings(source: str = "source") -> Settings:
 def demo_spec() -> TrainSpec:
     """A budget that two CPU cores finish in minutes.
 
-    The operating point (least probability and volume) was chosen on 50 phantom patients of another
+    The operating point (least probability and volume) was chosen on 60 phantom patients of another
     cohort, which are neither trained on nor tested here.
     """
     return TrainSpec(

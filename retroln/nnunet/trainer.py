@@ -104,7 +104,7 @@ class RetroLNTrainer(nnUNetTrainer):  # type: ignore[misc]
         self._said = (outputs[0] if isinstance(outputs, (list, tuple)) else outputs).detach()
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> Any:
-        """nnU-Net's choice; the demo mirrors left-right and neither rotates nor scales."""
+        """nnU-Net's choice; the demo mirrors left-right, and its patches vary by themselves."""
         rotation, dummy_2d, initial_patch, axes = (
             super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         )

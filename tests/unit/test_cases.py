@@ -71,7 +71,7 @@ def test_a_death_costs_the_cases_in_hand_a_process_each_and_no_others(
     items = ["dies", *(str(number) for number in range(20))]
     outcomes = {o.case_id: o.reason for o in run_cases(_work, items, case_id=str, processes=2)}
     assert outcomes == dict.fromkeys(items) | {"dies": "process_died"}
-    assert pools.count(2) == 2
+    assert pools[0] == 2 and pools.count(2) <= 2  # the others may all be done when the death is seen
     assert 1 <= pools.count(1) <= 5
 
 

@@ -221,4 +221,4 @@ def test_doctor_names_what_is_broken_and_its_fix(retroln: Command, tmp_path: Pat
     assert found.returncode == 11
     (line,) = [line for line in found.stdout.splitlines() if line.startswith("FIX")]
     assert " catalog: " in line
-    assert "check RETROLN_CATALOG_URL" in line
+    assert "choose a place that can be written in RETROLN_CATALOG_URL" in line
