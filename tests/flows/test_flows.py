@@ -10,6 +10,7 @@ import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 
+from flows.infer import infer
 from flows.ingest import ingest
 from flows.prepare import prepare
 from flows.train import train
@@ -17,11 +18,13 @@ from retroln.catalog.accounting import Accounting, CaseOutcome, Outcome
 from retroln.catalog.records import RunRecord
 from retroln.catalog.states import ScanState
 from retroln.settings import Settings
-from retroln.steps import cases
+from retroln.steps import cases, promote
 from retroln.steps.workspace import open_workspace
+from retroln.tracking.registry import MlflowRegistry
 from tasks import artifacts
 from tasks.policy import using
 from tasks.stages import ingest_cases
+from tests.stand_in import register
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -174,3 +177,14 @@ def test_refused_training_fails_its_flow_and_does_not_stay_running(settings: Set
     assert state.type.value == "FAILED"
     assert "too few labelled patients" in str(state.message)
     assert _last_run(settings).state == "failed"
+
+
+def test_inference_with_nothing_to_do_downloads_no_model(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = register(settings, tmp_path / "bundle")
+    promote.promote(settings, version, reviewer="Dr A", comment="to test the flow")
+    monkeypatch.setattr(MlflowRegistry, "fetch", lambda *_: pytest.fail("the bundle was fetched"))
+    assert _run(infer, settings).is_completed()
+    assert _last_run(settings).parameters["version"] == version
+    assert _stored(_last_run(settings)) == Accounting(0)

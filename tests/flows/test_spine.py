@@ -18,7 +18,6 @@ from retroln.catalog.states import ScanState
 from retroln.engine import warm
 from retroln.errors import GateError
 from retroln.imaging import nifti
-from retroln.nnunet.predict import Predictor
 from retroln.settings import GateSpec, Settings, TrainSpec
 from retroln.steps import audit, infer, promote, training
 from retroln.steps.phantom_cohort import CohortSpec, write_cohort
@@ -149,7 +148,6 @@ def test_a_bundle_is_hashed_once_whatever_the_number_of_cases(
     monkeypatch.setattr(files, "_hashes", {})
     monkeypatch.setattr(files, "_sha256_stream", lambda s: hashed.append(Path(s.name).name) or of_stream(s))
     monkeypatch.setattr(files, "sha256_bytes", lambda data: hashed.append(f"{len(data)} B") or of_bytes(data))
-    monkeypatch.setattr(Predictor, "predict", lambda _, ct: ct.with_array(np.zeros(ct.grid.shape, np.uint8)))
     warm._predictor.cache_clear()
     model = infer.fetch(spine.settings, infer.find_champion(spine.settings))
     sizes = {path.name: path.stat().st_size for path in model.bundle_dir.rglob("*") if path.is_file()}
