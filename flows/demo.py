@@ -136,7 +136,7 @@ def demo_spec() -> TrainSpec:
         n_folds=20,
         test_fraction=0.15,
         device="cpu",
-        min_probability=0.15,
+        min_probability=0.2,
         min_finding_mm3=220.0,  # a sphere 7.5 mm across
         stand_in=STAND_IN,
     )
