@@ -79,6 +79,7 @@ class RetroLNTrainer(nnUNetTrainer):  # type: ignore[misc]
         """Build network, optimiser and loss."""
         super().initialize()
         if self.is_demo:
+            self.inference_allowed_mirroring_axes = _LEFT_RIGHT  # stock sets it with its loaders
             self._expect_few_nodes()
             self.network.register_forward_hook(self._listen)
         if self.device.type == "cpu":
@@ -102,16 +103,6 @@ class RetroLNTrainer(nnUNetTrainer):  # type: ignore[misc]
 
     def _listen(self, _: Any, __: Any, outputs: Any) -> None:
         self._said = (outputs[0] if isinstance(outputs, (list, tuple)) else outputs).detach()
-
-    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> Any:
-        """nnU-Net's choice; the demo mirrors left-right, and its patches vary by themselves."""
-        rotation, dummy_2d, initial_patch, axes = (
-            super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
-        )
-        if not self.is_demo:
-            return rotation, dummy_2d, initial_patch, axes
-        self.inference_allowed_mirroring_axes = _LEFT_RIGHT
-        return rotation, False, self.configuration_manager.patch_size, _LEFT_RIGHT
 
     def get_dataloaders(self) -> Any:
         """The stock loaders; the demo has patches that follow its mistakes, from crops kept in memory."""

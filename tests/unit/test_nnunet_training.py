@@ -120,6 +120,15 @@ def test_resumes_after_the_interrupted_epoch(finished: Finished) -> None:
     assert journal[1]["lr"] < journal[0]["lr"]
 
 
+def test_inference_mirrors_as_training_did(finished: Finished) -> None:
+    weights = torch.load(finished.result.checkpoint, weights_only=True)
+    assert (
+        weights["inference_allowed_mirroring_axes"]
+        == finished.interrupted["inference_allowed_mirroring_axes"]
+        == (2,)
+    )
+
+
 def test_journal_says_what_each_epoch_was_trained_in(finished: Finished) -> None:
     here = arithmetic.choose().arithmetic
     assert [line["arithmetic"] for line in finished.first_epochs + finished.epochs] == [here, "float32"]
