@@ -20,7 +20,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-AVX2_ALONE = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
+from tests.machines import AVX2_ALONE
+
 _SHOWN = ("sensitivity_ge10mm", "fp_per_volume", "dice_mean")
 
 

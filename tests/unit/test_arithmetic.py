@@ -14,8 +14,8 @@ import pytest
 pytest.importorskip("torch")
 
 from retroln.nnunet.arithmetic import Asked, Machine, ThisCpu, Timing, autocast, choose, of_network
+from tests.machines import AVX2_ALONE
 
-AVX2_ALONE = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
 FASTER, SLOWER = Timing(float32_s=0.010, bf16_s=0.004), Timing(float32_s=0.010, bf16_s=1.0)
 
 

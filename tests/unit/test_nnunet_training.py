@@ -27,15 +27,12 @@ from retroln.nnunet import arithmetic, bundle, checkpoint, dataset, environment,
 from retroln.nnunet.predict import Predictor
 from retroln.nnunet.trainer import RetroLNTrainer
 from retroln.settings import Hu, RoiSpec, TrainSpec
+from tests.machines import AVX2_ALONE
 
 SHAPE = (40, 44, 26)
 GRID = Grid(SHAPE, np.array([[2.0, 0, 0, -40], [0, 1.98, -0.42, 12], [0, 0.28, 2.97, -7], [0, 0, 0, 1]]))
 # enough iterations that a signal sent after the first epoch arrives within the second
 SPEC = TrainSpec(profile="demo", epochs=2, iterations=25, validation_iterations=1, n_folds=2, device="cpu")
-
-
-# what a CPU without bf16 lets its programs use
-AVX2_ALONE = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
 
 
 def blobs(seed: int) -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
