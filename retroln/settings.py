@@ -18,6 +18,7 @@ LOCAL_STACK = Path("var/stack/retroln.env")
 """Private file in which `make stack` keeps where its servers are and how to get in."""
 
 LabelScheme = Literal["totalseg-v2", "totalseg-v1", "verse"]
+AskedArithmetic = Literal["auto", "float32", "bf16"]
 SeriesCriterion = Literal["orientation", "kernel", "coverage", "phase", "thickness", "original", "slices"]
 
 
@@ -171,7 +172,7 @@ class Settings(BaseSettings):
     roi: RoiSpec = RoiSpec()
     hu: Hu = Hu()
     gates: GateSpec = GateSpec()
-    arithmetic: Literal["auto", "float32", "bf16"] = Field(
+    arithmetic: AskedArithmetic = Field(
         "auto",
         description="of networks on a CPU: auto takes bf16 for the demo's where the CPU is faster in it",
     )

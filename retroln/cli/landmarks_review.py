@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import click
 
@@ -119,7 +119,7 @@ def _numbers(
 )
 @click.option(
     "--label-ids",
-    type=click.Choice(["totalseg-v2", "totalseg-v1", "verse"]),
+    type=click.Choice(get_args(LabelScheme)),
     help="Scheme of the label map; RETROLN_LABEL_IDS without it.",
 )
 @click.option(

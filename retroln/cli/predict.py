@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import click
 
-from retroln.settings import LabelScheme
+from retroln.settings import AskedArithmetic, LabelScheme
 
 Device = Literal["auto", "cpu", "cuda"]
-Asked = Literal["auto", "float32", "bf16"]
 _file = click.Path(exists=False, path_type=Path)
 
 
@@ -19,13 +18,11 @@ _file = click.Path(exists=False, path_type=Path)
 @click.option("--vertebrae", type=_file, required=True, help="Label map, or folder vertebrae_<LEVEL>.nii.gz.")
 @click.option("--bundle", type=_file, required=True, help="Folder of a model bundle.")
 @click.option("--output", type=_file, required=True, help="Label map to write, on the CT's own grid.")
-@click.option(
-    "--label-ids", type=click.Choice(["totalseg-v2", "totalseg-v1", "verse"]), default="totalseg-v2"
-)
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--label-ids", type=click.Choice(get_args(LabelScheme)), default="totalseg-v2")
+@click.option("--device", type=click.Choice(get_args(Device)), default="auto", show_default=True)
 @click.option(
     "--arithmetic",
-    type=click.Choice(["auto", "float32", "bf16"]),
+    type=click.Choice(get_args(AskedArithmetic)),
     default="auto",
     show_default=True,
     envvar="RETROLN_ARITHMETIC",
@@ -38,7 +35,7 @@ def predict(
     output: Path,
     label_ids: LabelScheme,
     device: Device,
-    arithmetic: Asked,
+    arithmetic: AskedArithmetic,
 ) -> None:
     """Find nodes in one CT: crop referenced to L2, predict, paste back, write one label per node."""
     from retroln.steps.predict import predict_file

@@ -6,11 +6,13 @@ from functools import lru_cache
 from pathlib import Path
 
 from retroln.nnunet import bundle
-from retroln.nnunet.arithmetic import Asked
 from retroln.nnunet.predict import Device, Predictor
+from retroln.settings import AskedArithmetic
 
 
-def predictor_for(bundle_dir: Path, device: Device = "auto", arithmetic: Asked = "auto") -> Predictor:
+def predictor_for(
+    bundle_dir: Path, device: Device = "auto", arithmetic: AskedArithmetic = "auto"
+) -> Predictor:
     """The predictor of a bundle, from memory if the same bytes were opened before.
 
     Every call verifies the bundle, of which only files that are new or were written to are read; a bundle
@@ -31,5 +33,5 @@ def device_name() -> str:
 
 
 @lru_cache(maxsize=2)
-def _predictor(path: Path, sha256: str, device: Device, arithmetic: Asked) -> Predictor:
+def _predictor(path: Path, sha256: str, device: Device, arithmetic: AskedArithmetic) -> Predictor:
     return Predictor(bundle.load(path, sha256), device, arithmetic)

@@ -18,9 +18,9 @@ from typing import Any, Literal, Protocol
 
 from retroln.files import cache_folder, sha256_json, write_json
 from retroln.machine import cores
+from retroln.settings import AskedArithmetic
 
 Arithmetic = Literal["float32", "bf16"]
-Asked = Literal["auto", "float32", "bf16"]
 
 _PAYS = 0.9  # bf16 is taken if it needs at most this share of float32's time
 _REPEATS = 5
@@ -65,7 +65,7 @@ class Probe(Protocol):
         ...
 
 
-def choose(asked: Asked = "auto", probe: Probe | None = None) -> Choice:
+def choose(asked: AskedArithmetic = "auto", probe: Probe | None = None) -> Choice:
     """The arithmetic for networks on this CPU.
 
     Args:
@@ -84,7 +84,7 @@ def choose(asked: Asked = "auto", probe: Probe | None = None) -> Choice:
     return Choice("bf16" if timing.bf16_pays else "float32", why)
 
 
-def of_network(profile: str, device: str, asked: Asked = "auto") -> str:
+def of_network(profile: str, device: str, asked: AskedArithmetic = "auto") -> str:
     """What a network computes in.
 
     Args:
@@ -146,7 +146,7 @@ class Machine:
     arithmetic: str
 
     @classmethod
-    def here(cls, asked: Asked = "auto") -> Machine:
+    def here(cls, asked: AskedArithmetic = "auto") -> Machine:
         """This machine now; whatever else runs on it slows it."""
         return cls(_name(), cores(), round(_gflops(), 1), choose(asked).arithmetic)
 

@@ -13,12 +13,12 @@ from typing import Any, cast
 
 from retroln.errors import UserError
 from retroln.nnunet import bundle
-from retroln.nnunet.arithmetic import Asked, of_network
+from retroln.nnunet.arithmetic import of_network
 from retroln.nnunet.dataset import DATASET_NAME
 from retroln.nnunet.environment import activate
 from retroln.nnunet.loaders import end_when_stuck
 from retroln.nnunet.train import REQUEST_FILE
-from retroln.settings import TrainSpec
+from retroln.settings import AskedArithmetic, TrainSpec
 
 
 def _device(name: str) -> Any:
@@ -30,7 +30,7 @@ def _device(name: str) -> Any:
     return torch.device("cuda" if is_cuda else "cpu")
 
 
-def train_here(root: Path, folder: Path, asked: Asked) -> None:
+def train_here(root: Path, folder: Path, asked: AskedArithmetic) -> None:
     """The child's work: train the fold that `request.json` describes, from its last checkpoint."""
     parent, told = os.getppid(), _listen()
     folders = activate(root)
@@ -75,4 +75,4 @@ def _listen() -> list[int]:
 
 
 if __name__ == "__main__":
-    train_here(Path(sys.argv[1]), Path(sys.argv[2]), cast(Asked, sys.argv[3]))
+    train_here(Path(sys.argv[1]), Path(sys.argv[2]), cast(AskedArithmetic, sys.argv[3]))

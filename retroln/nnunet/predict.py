@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from retroln.errors import InputError, UserError
 from retroln.imaging import intensity
 from retroln.imaging.volume import Volume
-from retroln.nnunet.arithmetic import Asked, autocast, of_network
+from retroln.nnunet.arithmetic import autocast, of_network
 from retroln.nnunet.bundle import CHECKPOINT, CONFIGURATION, Bundle
 from retroln.nnunet.environment import quiet
 from retroln.nnunet.plans import PROFILE_KEY
+from retroln.settings import AskedArithmetic
 
 Device = Literal["auto", "cpu", "cuda"]
 _EVEN = 0.5
@@ -33,7 +34,7 @@ class Predictor:
     (`retroln.nnunet.arithmetic.of_network`).
     """
 
-    def __init__(self, bundle: Bundle, device: Device = "auto", arithmetic: Asked = "auto") -> None:
+    def __init__(self, bundle: Bundle, device: Device = "auto", arithmetic: AskedArithmetic = "auto") -> None:
         """Load the networks of a verified bundle (`retroln.nnunet.bundle.load`).
 
         Raises:

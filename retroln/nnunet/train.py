@@ -24,13 +24,12 @@ from typing import Any, Protocol, TextIO
 from retroln.errors import ConflictError, UserError
 from retroln.files import sha256_file, sha256_json, write_json
 from retroln.nnunet import bundle
-from retroln.nnunet.arithmetic import Asked
 from retroln.nnunet.checkpoint import EPOCHS_FILE, INTERRUPTED, read_epochs, saved, write_epochs
 from retroln.nnunet.dataset import DATASET_ID, DATASET_NAME
 from retroln.nnunet.environment import Folders, activate, quiet
 from retroln.nnunet.loaders import why_stuck
 from retroln.nnunet.plans import threads_for_processes
-from retroln.settings import TrainSpec
+from retroln.settings import AskedArithmetic, TrainSpec
 
 _LOG = logging.getLogger(__name__)
 _WEEK_S = 7 * 24 * 3600.0
@@ -120,7 +119,7 @@ def train_fold(
     *,
     keeper: Keeper | None = None,
     timeout_s: float = _WEEK_S,
-    arithmetic: Asked = "auto",
+    arithmetic: AskedArithmetic = "auto",
 ) -> FoldResult:
     """Train one fold to its end in a process of its own; a fold that was interrupted goes on.
 
@@ -229,7 +228,7 @@ def _resume_epoch(folder: Path) -> int:
 
 @contextmanager
 def _child(
-    folders: Folders, folder: Path, lock: int, spec: TrainSpec, arithmetic: Asked
+    folders: Folders, folder: Path, lock: int, spec: TrainSpec, arithmetic: AskedArithmetic
 ) -> Iterator[subprocess.Popen[bytes]]:
     """The training process. It holds the fold's lock too, so an orphan keeps others out until it ends."""
     with (folder / _OUTPUT).open("wb") as output:

@@ -14,7 +14,7 @@ from typing import Self
 
 from retroln.catalog.catalog import Catalog
 from retroln.catalog.records import ScanRecord, WithdrawnItem
-from retroln.errors import UnavailableError, WithdrawnError
+from retroln.errors import RefusedError, UnavailableError, WithdrawnError
 from retroln.steps.workspace import Workspace
 from retroln.storage.base import ObjectInfo
 
@@ -122,7 +122,7 @@ def taking_back(workspace: Workspace, scan: ScanRecord, *prefixes: str) -> Itera
     try:
         yield
     except Exception as error:
-        with suppress(UnavailableError):  # a server is away: the block's own error counts
+        with suppress(UnavailableError, RefusedError):  # no answer: the block's own error counts
             if workspace.catalog.withdrawal_of(scan.patient_id):
                 _take_back(workspace, scan, prefixes)
                 raise _withdrawn(scan) from error

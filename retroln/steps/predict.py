@@ -12,7 +12,7 @@ from retroln.anatomy.vertebrae import Vertebrae
 from retroln.errors import naming
 from retroln.imaging import nifti
 from retroln.imaging.geometry import require_same_grid
-from retroln.settings import LabelScheme
+from retroln.settings import AskedArithmetic, LabelScheme
 
 
 def predict_file(
@@ -23,7 +23,7 @@ def predict_file(
     *,
     label_ids: LabelScheme,
     device: Literal["auto", "cpu", "cuda"] = "auto",
-    arithmetic: Literal["auto", "float32", "bf16"] = "auto",
+    arithmetic: AskedArithmetic = "auto",
 ) -> int:
     """Write a label map (one label per node, 1..n) on the grid of `ct`; returns the number of nodes.
 

@@ -13,7 +13,8 @@ import pytest
 
 pytest.importorskip("torch")
 
-from retroln.nnunet.arithmetic import Asked, Machine, ThisCpu, Timing, autocast, choose, of_network
+from retroln.nnunet.arithmetic import Machine, ThisCpu, Timing, autocast, choose, of_network
+from retroln.settings import AskedArithmetic
 from tests.machines import AVX2_ALONE
 
 FASTER, SLOWER = Timing(float32_s=0.010, bf16_s=0.004), Timing(float32_s=0.010, bf16_s=1.0)
@@ -67,7 +68,7 @@ def test_bf16_is_taken_where_it_is_faster() -> None:
 
 
 @pytest.mark.parametrize("asked", ["float32", "bf16"])
-def test_a_persons_wish_holds_whatever_the_cpu_can(asked: Asked) -> None:
+def test_a_persons_wish_holds_whatever_the_cpu_can(asked: AskedArithmetic) -> None:
     for cpu in (Cpu(says_bf16=False, timing=SLOWER), Cpu(says_bf16=True, timing=FASTER)):
         assert choose(asked, cpu).arithmetic == asked
         assert cpu.timed == []
