@@ -2,5 +2,9 @@
 
 from __future__ import annotations
 
-AVX2_ALONE = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
-"""Environment in which torch and oneDNN use no later instructions, as on a CPU without bf16."""
+AVX2_ALONE = {
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+}
+"""Environment in which torch, oneDNN and MKL use no later instructions, as on a CPU without bf16."""

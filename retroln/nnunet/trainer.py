@@ -24,6 +24,7 @@ from retroln.nnunet import checkpoint
 from retroln.nnunet.arithmetic import autocast
 from retroln.nnunet.bundle import CHECKPOINT
 from retroln.nnunet.checkpoint import EPOCHS_FILE, INTERRUPTED, LATEST
+from retroln.nnunet.muon import Muon
 from retroln.nnunet.patches import LabelledCrop, Patches, PatchPlan
 from retroln.nnunet.plans import PROFILE_KEY
 from retroln.settings import TrainSpec
@@ -39,9 +40,10 @@ class RetroLNTrainer(nnUNetTrainer):  # type: ignore[misc]
 
     Both keep nnU-Net's loss (Dice + cross-entropy, deep supervision) and polynomial decay.
     `reference` is stock: SGD with Nesterov momentum 0.99 from 0.01, weight decay 3e-5, augmentation,
-    mirroring on axes 0, 1, 2. `demo` takes AdamW up to 0.015 with a warm-up (in 300 steps it learns what SGD
-    has not begun to), patches that follow its mistakes (`retroln.nnunet.patches`), and left-right mirroring
-    in training and in inference. On a CPU a network is laid out channels-last and computes in `arithmetic`.
+    mirroring on axes 0, 1, 2. `demo` takes Muon up to 0.015 with a warm-up (`retroln.nnunet.muon`;
+    in 300 steps it learns what SGD has not begun to), patches that follow its mistakes
+    (`retroln.nnunet.patches`), and left-right mirroring in training and in
+    inference. On a CPU a network is laid out channels-last and computes in `arithmetic`.
     """
 
     network: Any
@@ -86,13 +88,13 @@ class RetroLNTrainer(nnUNetTrainer):  # type: ignore[misc]
             self.network = self.network.to(memory_format=torch.channels_last_3d)
 
     def configure_optimizers(self) -> Any:
-        """Stock SGD, or AdamW for the demo."""
+        """Stock SGD, or Muon for the demo: its heads, biases and norms follow AdamW."""
         if not self.is_demo:
             return super().configure_optimizers()
         from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 
         self.initial_lr = _DEMO_LR
-        optimizer = torch.optim.AdamW(self.network.parameters(), _DEMO_LR, weight_decay=_DEMO_WEIGHT_DECAY)
+        optimizer = Muon.of_unet(self.network, _DEMO_LR, _DEMO_WEIGHT_DECAY)
         return optimizer, PolyLRScheduler(optimizer, _DEMO_LR, self.num_epochs)
 
     def _expect_few_nodes(self) -> None:
