@@ -65,6 +65,7 @@ class Canvas:
         self.maps = {name: np.zeros(grid.shape, np.uint8) for name in MAPS}
         self._to_index = np.linalg.inv(grid.affine)
         self._edge_mm = float(np.prod(grid.spacing_mm) ** (1 / 3))
+        self._coordinates = _world(grid)
 
     def paint(self, parts: Iterable[Part]) -> None:
         """Paint in order; later parts cover earlier ones."""
@@ -98,15 +99,12 @@ class Canvas:
 
     def _axes(self, box: tuple[slice, slice, slice]) -> list[NDArray[np.float32]]:
         """World x, y, z of the voxel centres in `box`, broadcastable; small where untilted."""
-        i, j, k = np.ogrid[box]
-        affine = self.grid.affine
-        coordinates = []
-        for row in affine[:3]:
-            value = np.full((1, 1, 1), row[3])
-            for step, index in zip(row[:3], (i, j, k), strict=True):
-                value = value + step * index if step else value
-            coordinates.append(value.astype(np.float32))
-        return coordinates
+        return [
+            values[
+                tuple(part if side > 1 else slice(None) for part, side in zip(box, values.shape, strict=True))
+            ]
+            for values in self._coordinates
+        ]
 
     def finish(self, rng: np.random.Generator, noise_hu: float) -> NDArray[np.int16]:
         """Add noise, blur both together (so the noise is correlated), round to int16 HU.
@@ -130,6 +128,18 @@ class Canvas:
             )
         np.rint(self.ct, out=self.ct)
         return np.clip(self.ct, -1024, 3071, out=self.ct).astype(np.int16)
+
+
+def _world(grid: Grid) -> list[NDArray[np.float32]]:
+    """World x, y and z of every voxel centre, each of one voxel along the axes that it does not follow."""
+    i, j, k = np.ogrid[tuple(slice(side) for side in grid.shape)]
+    coordinates = []
+    for row in grid.affine[:3]:
+        value = np.full((1, 1, 1), row[3])
+        for step, index in zip(row[:3], (i, j, k), strict=True):
+            value = value + step * index if step else value
+        coordinates.append(value.astype(np.float32))
+    return coordinates
 
 
 def _kernel(sigma_voxel: float) -> NDArray[np.float64]:
