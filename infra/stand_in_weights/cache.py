@@ -45,10 +45,11 @@ def cache_root() -> Path:
 
 
 def content_hash() -> str:
-    """Hash of the recipe, the scripts that follow it, and the phantoms' code."""
+    """Hash of the recipe, the scripts that follow it, the optimiser, and the phantoms' code."""
     return sha256_json({path.relative_to(_ROOT).as_posix(): sha256_file(path) for path in _sources()})
 
 
 def _sources() -> Iterator[Path]:
     yield from (Path(__file__).with_name(f"{name}.py") for name in ("cases", "learn", "recipe"))
+    yield _ROOT / "retroln" / "nnunet" / "muon.py"
     yield from sorted((_ROOT / "retroln" / "imaging" / "phantom").glob("*.py"))

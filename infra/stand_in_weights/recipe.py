@@ -24,7 +24,7 @@ class Recipe:
         ids: label of each output after the background, in the network's own numbering.
         spacing_mm: isotropic, as TotalSegmentator resamples for the network.
         patch: voxels along z, y, x.
-        features: per stage, finest first; each stage after the first halves every axis.
+        features: per stage, finest first.
         phantoms: how many made-up patients it learns from.
     """
 
@@ -40,6 +40,15 @@ class Recipe:
     def n_labels(self) -> int:
         """Labels that TotalSegmentator's network has, background included."""
         return NETWORKS[self.task_id].labels
+
+    @property
+    def strides(self) -> list[tuple[int, ...]]:
+        """Per stage; each after the first halves every axis with an even number of voxels left."""
+        strides, sides = [(1, 1, 1)], self.patch
+        while len(strides) < len(self.features):
+            strides.append(tuple(2 - side % 2 for side in sides))
+            sides = tuple(side // step for side, step in zip(sides, strides[-1], strict=True))
+        return strides
 
     def plans(self) -> dict[str, Any]:
         """nnU-Net's plans."""
@@ -57,9 +66,10 @@ class Recipe:
             **resampling(),
             "architecture": architecture(
                 self.features,
-                ((1, 1, 1), *((2, 2, 2),) * (stages - 1)),
-                ((3, 3, 3),) * stages,
+                self.strides,
+                ((1, 3, 3), *((3, 3, 3),) * (stages - 1)),
                 (1, *(2,) * (stages - 1)),
+                convs_decoder=(1,) * (stages - 1),
             ),
             "batch_dice": False,
         }
@@ -97,5 +107,6 @@ class Recipe:
 
 # The patch is as high as the whole phantom or nearly: the levels look alike, and are told apart by counting
 # from the sacrum or from the last rib. With 8 features at the end, fewer than there are labels, one level in
-# the middle of the spine was never chosen.
-RECIPE = Recipe(FAST, TOTAL_IDS, 3.0, (96, 64, 64), (16, 16, 32, 64, 96, 96), 96, 900)
+# the middle of the spine was never chosen. The two finest stages have as many, since the finest begins as an
+# enlargement of the other.
+RECIPE = Recipe(FAST, TOTAL_IDS, 3.0, (96, 48, 48), (16, 16, 32, 64, 96, 96), 96, 450)
