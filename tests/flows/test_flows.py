@@ -10,6 +10,7 @@ import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 
+from flows import demo
 from flows.infer import infer
 from flows.ingest import ingest
 from flows.prepare import prepare
@@ -17,6 +18,7 @@ from flows.train import train
 from retroln.catalog.accounting import Accounting, CaseOutcome, Outcome
 from retroln.catalog.records import RunRecord
 from retroln.catalog.states import ScanState
+from retroln.errors import GateError
 from retroln.settings import Settings
 from retroln.steps import cases, promote
 from retroln.steps.workspace import open_workspace
@@ -24,7 +26,7 @@ from retroln.tracking.registry import MlflowRegistry
 from tasks import artifacts
 from tasks.policy import using
 from tasks.stages import ingest_cases
-from tests.stand_in import register
+from tests.stand_in import POOR, register
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -188,3 +190,10 @@ def test_inference_with_nothing_to_do_downloads_no_model(
     assert _run(infer, settings).is_completed()
     assert _last_run(settings).parameters["version"] == version
     assert _stored(_last_run(settings)) == Accounting(0)
+
+
+def test_the_demo_ends_with_the_reason_why_its_model_is_refused(settings: Settings, tmp_path: Path) -> None:
+    version = register(settings, tmp_path / "bundle", POOR)
+    with pytest.raises(GateError, match=r"fails its gates.*sensitivity_ge10mm: got 0\.5"):
+        demo._promote(settings, version)
+    assert demo._promote(settings, register(settings, tmp_path / "better")) == Accounting(1, 1, 0, 0, 0)
