@@ -130,13 +130,13 @@ def demo_spec() -> TrainSpec:
     """
     return TrainSpec(
         profile="demo",
-        epochs=22,
+        epochs=33,
         iterations=60,
         validation_iterations=4,
         n_folds=20,
-        test_fraction=0.15,
+        test_fraction=0.1,
         device="cpu",
-        min_probability=0.3,
+        min_probability=0.03,
         min_finding_mm3=220.0,  # a sphere 7.5 mm across
         stand_in=STAND_IN,
     )
