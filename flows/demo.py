@@ -137,7 +137,7 @@ def demo_spec() -> TrainSpec:
         test_fraction=0.1,
         device="cpu",
         min_probability=0.03,
-        min_finding_mm3=220.0,  # a sphere 7.5 mm across
+        min_finding_mm3=150.0,  # a sphere 6.6 mm across
         stand_in=STAND_IN,
     )
 
