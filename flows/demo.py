@@ -134,9 +134,9 @@ def demo_spec() -> TrainSpec:
         iterations=60,
         validation_iterations=4,
         n_folds=20,
-        test_fraction=0.1,
+        test_fraction=0.15,
         device="cpu",
-        min_probability=0.03,
+        min_probability=0.1,
         min_finding_mm3=150.0,  # a sphere 6.6 mm across
         stand_in=STAND_IN,
     )

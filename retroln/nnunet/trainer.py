@@ -31,7 +31,6 @@ from retroln.settings import TrainSpec
 
 _DEMO_LR, _DEMO_WEIGHT_DECAY = 1.5e-2, 1e-2
 _WARM_UP = 0.1  # of all iterations
-_SETTLED = 0.7  # of all epochs: from here on the norms keep what they have seen so far
 _NODE_SHARE = 0.02  # what the untrained network says everywhere: about the share of node voxels
 _LEFT_RIGHT = (2,)  # array axes are z, y, x
 
@@ -124,17 +123,9 @@ class RetroLNTrainer(nnUNetTrainer):  # type: ignore[misc]
         return Patches(crops, plan, rng, vary=vary)
 
     def on_train_epoch_start(self) -> None:
-        """As nnU-Net; the demo's learning rate then changes with every iteration, and its norms settle."""
+        """As nnU-Net; the demo's learning rate then changes with every iteration."""
         super().on_train_epoch_start()
         self._step = self.current_epoch * self.num_iterations_per_epoch
-        if self.is_demo and self.current_epoch >= _SETTLED * self.num_epochs:
-            self._settle_norms()
-
-    def _settle_norms(self) -> None:
-        """Normalise as inference will: a batch of difficult patches is not like the tiles of a scan."""
-        for module in self.network.modules():
-            if isinstance(module, torch.nn.BatchNorm3d):
-                module.eval()
 
     def _set_pace(self) -> None:
         """Linear warm-up, then nnU-Net's polynomial decay."""
