@@ -42,13 +42,13 @@ class Muon(torch.optim.AdamW):  # type: ignore[misc]
         kernels = [p for p in parameters if p.ndim > 1 and p not in heads]
         return cls(kernels, [p for p in parameters if p.ndim == 1 or p in heads], lr, weight_decay)
 
-    @torch.no_grad()  # type: ignore[untyped-decorator]
     def step(self, closure: Any = None) -> Any:
         """One step; afterwards the kernels have no gradient."""
         for group in self.param_groups:
             if group["muon"]:
-                for kernel in group["params"]:
-                    self._move(kernel, group["lr"], group["weight_decay"])
+                with torch.no_grad():
+                    for kernel in group["params"]:
+                        self._move(kernel, group["lr"], group["weight_decay"])
         return super().step(closure)
 
     def _move(self, kernel: torch.nn.Parameter, lr: float, weight_decay: float) -> None:

@@ -1,4 +1,4 @@
-"""The optimiser of the demo's network."""
+"""The optimiser of trainings that have minutes: the demo's and the stand-in's."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 
-from retroln.nnunet.model_folder import build_network  # noqa: E402
-from retroln.nnunet.muon import Muon, orthogonal  # noqa: E402
-from retroln.nnunet.plans import architecture  # noqa: E402
+import torch
+
+from retroln.nnunet.model_folder import build_network
+from retroln.nnunet.muon import Muon, orthogonal
+from retroln.nnunet.plans import architecture
 
 
 @pytest.mark.parametrize("shape", [(24, 1296), (128, 64), (8, 9), (2, 3)])
