@@ -19,6 +19,8 @@ LOCAL_STACK = Path("var/stack/retroln.env")
 
 LabelScheme = Literal["totalseg-v2", "totalseg-v1", "verse"]
 AskedArithmetic = Literal["auto", "float32", "bf16"]
+Device = Literal["auto", "cpu", "cuda"]
+Profile = Literal["reference", "demo"]
 SeriesCriterion = Literal["orientation", "kernel", "coverage", "phase", "thickness", "original", "slices"]
 
 
@@ -102,15 +104,13 @@ class TrainSpec(Spec):
 
     model_config = ConfigDict(json_schema_extra=_in_order)
 
-    profile: Literal["reference", "demo"] = Field(
-        "reference", description="the published network, or a small one for the CPU"
-    )
+    profile: Profile = Field("reference", description="the published network, or a small one for the CPU")
     folds: tuple[int, ...] = Field((0,), description="which of `n_folds` to train")
     n_folds: int = Field(5, ge=2, le=20, description="folds that the training patients are split into")
     epochs: int = Field(1000, ge=1, description="epochs per fold")
     iterations: int = Field(250, ge=1, description="training iterations per epoch")
     validation_iterations: int = Field(50, ge=1, description="validation iterations per epoch")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU if there is one")
+    device: Device = Field("auto", description="auto takes a GPU if there is one")
     test_fraction: float = Field(0.2, gt=0, lt=1, description="share of patients locked away for testing")
     seed: int = Field(600, description="of the split by patient and of the training")
     containment_min: float = Field(

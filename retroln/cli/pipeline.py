@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, get_args
 
 import click
 
 from retroln.catalog.accounting import Accounting, CaseOutcome, Outcome
 from retroln.cli.progress import FAILED_EXIT_CODE, progress, sentence
-from retroln.settings import Settings, TrainSpec
+from retroln.settings import Device, Profile, Settings, TrainSpec
 from retroln.steps import runs
 from retroln.steps.claimed import this_process
-
-Profile = Literal["reference", "demo"]
 
 
 @click.command()
@@ -58,13 +56,13 @@ def _folds(_: click.Context, __: click.Parameter, text: str) -> tuple[int, ...]:
 
 
 @click.command()
-@click.option("--profile", type=click.Choice(["reference", "demo"]), default="reference", show_default=True)
+@click.option("--profile", type=click.Choice(get_args(Profile)), default="reference", show_default=True)
 @click.option(
     "--folds", default="0", show_default=True, callback=_folds, help="Folds to train, e.g. 0,1,2,3,4."
 )
 @click.option("--epochs", type=click.IntRange(1), default=1000, show_default=True)
 @click.option("--iterations", type=click.IntRange(1), default=250, show_default=True, help="Per epoch.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--device", type=click.Choice(get_args(Device)), default="auto", show_default=True)
 @click.option("--override-containment", is_flag=True, help="Train although labelled nodes lie outside.")
 def train(profile: Profile, folds: tuple[int, ...], override_containment: bool, **options: Any) -> None:
     """Freeze a dataset version, train it, score the locked test set, register a candidate."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import click
 
-from retroln.settings import AskedArithmetic, LabelScheme
+from retroln.settings import AskedArithmetic, Device, LabelScheme
 
-Device = Literal["auto", "cpu", "cuda"]
 _file = click.Path(exists=False, path_type=Path)
 
 

@@ -6,8 +6,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from retroln.nnunet import bundle
-from retroln.nnunet.predict import Device, Predictor
-from retroln.settings import AskedArithmetic
+from retroln.nnunet.predict import Predictor
+from retroln.settings import AskedArithmetic, Device
 
 
 def predictor_for(

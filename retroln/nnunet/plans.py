@@ -6,14 +6,14 @@ import contextlib
 from collections.abc import Iterator
 from multiprocessing.pool import ThreadPool
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any
 
 from retroln.files import write_json
 from retroln.nnunet.bundle import CONFIGURATION
 from retroln.nnunet.dataset import DATASET_ID, DATASET_NAME
 from retroln.nnunet.environment import Folders, quiet
+from retroln.settings import Profile
 
-Profile = Literal["reference", "demo"]
 PROFILE_KEY = "retroln_profile"
 PLANS_ID = {"reference": "RetroLNReferencePlans", "demo": "RetroLNDemoPlans"}
 

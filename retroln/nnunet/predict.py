@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import threading
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +17,8 @@ from retroln.nnunet.arithmetic import autocast, of_network
 from retroln.nnunet.bundle import CHECKPOINT, CONFIGURATION, Bundle
 from retroln.nnunet.environment import quiet
 from retroln.nnunet.plans import PROFILE_KEY
-from retroln.settings import AskedArithmetic
+from retroln.settings import AskedArithmetic, Device
 
-Device = Literal["auto", "cpu", "cuda"]
 _EVEN = 0.5
 _NARROWEST_HU = 2.0  # a crop of a body spans hundreds of HU; one scaled to 0..1 spans at most 1
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -12,7 +11,7 @@ from retroln.anatomy.vertebrae import Vertebrae
 from retroln.errors import naming
 from retroln.imaging import nifti
 from retroln.imaging.geometry import require_same_grid
-from retroln.settings import AskedArithmetic, LabelScheme
+from retroln.settings import AskedArithmetic, Device, LabelScheme
 
 
 def predict_file(
@@ -22,7 +21,7 @@ def predict_file(
     output: Path,
     *,
     label_ids: LabelScheme,
-    device: Literal["auto", "cpu", "cuda"] = "auto",
+    device: Device = "auto",
     arithmetic: AskedArithmetic = "auto",
 ) -> int:
     """Write a label map (one label per node, 1..n) on the grid of `ct`; returns the number of nodes.

@@ -18,7 +18,7 @@ from retroln.errors import ConflictError
 from retroln.files import sha256_file, write_json
 from retroln.imaging import intensity, nifti
 from retroln.nnunet import dataset, environment, plans, splits, train
-from retroln.settings import Settings
+from retroln.settings import Profile, Settings
 from retroln.steps.fold_store import FoldStore, Ticket
 from retroln.steps.workspace import Workspace, open_workspace
 
@@ -79,7 +79,7 @@ def _make(
     write_json(made.folders.root / _READY, _content(made, record))
 
 
-def _compute(made: Workshop, profile: plans.Profile, processes: int, planned: bool) -> None:
+def _compute(made: Workshop, profile: Profile, processes: int, planned: bool) -> None:
     """Plan and preprocess, in a process that must know its folders by itself."""
     folders = environment.activate(made.folders.root)
     if not planned:

@@ -14,7 +14,7 @@ pytest.importorskip("nnunetv2")
 from retroln.imaging import nifti
 from retroln.imaging.geometry import Grid
 from retroln.nnunet import dataset, environment, plans
-from retroln.settings import TrainSpec
+from retroln.settings import Profile, TrainSpec
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
         cases.append(dataset.RawCase(f"c{number}", *paths, f"p{number}"))
     dataset.write_raw(folders, cases)
     base = folders.preprocessed / dataset.DATASET_NAME
-    ids: dict[str, plans.Profile] = {plans.plan(folders, name): name for name in ("reference", "demo")}
+    ids: dict[str, Profile] = {plans.plan(folders, name): name for name in ("reference", "demo")}
     return {name: json.loads((base / f"{plans_id}.json").read_text()) for plans_id, name in ids.items()}
 
 
