@@ -23,6 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from retroln.catalog.accounting import Accounting, CaseOutcome
 from retroln.errors import UserError
 from retroln.files import write_json
+from retroln.machine import share_threads
 from retroln.nnunet.arithmetic import Machine
 from retroln.report.terminal import figure_table, stage_table
 from retroln.settings import Settings, TrainSpec
@@ -44,6 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.fresh and not options.real:
         shutil.rmtree(FOLDER, ignore_errors=True)
+    share_threads(1)
     _keep_to_this_machine()
     try:
         return run_real(options.real) if options.real else run_demo()
@@ -130,13 +132,13 @@ def demo_spec() -> TrainSpec:
     """
     return TrainSpec(
         profile="demo",
-        epochs=33,
+        epochs=22,
         iterations=60,
         validation_iterations=4,
         n_folds=20,
         test_fraction=0.15,
         device="cpu",
-        min_probability=0.1,
+        min_probability=0.2,
         min_finding_mm3=150.0,  # a sphere 6.6 mm across
         stand_in=STAND_IN,
     )

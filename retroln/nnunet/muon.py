@@ -15,13 +15,15 @@ import torch
 
 _MOMENTUM = 0.95
 _STEPS, _QUINTIC = 5, (3.4445, -4.7750, 2.0315)  # as published: singular values end within about 0.7 to 1.2
+_AVERAGED_STEPS = 100  # of the running average of the weights
 _AS_ADAMW = 0.2  # root mean square of AdamW's steps, in learning rates (Liu et al. 2025, arXiv 2502.16982)
 
 
 class Muon(torch.optim.AdamW):  # type: ignore[misc]
     """AdamW in which the `kernels` (two axes or more, the first one is a row) take orthogonal steps.
 
-    One learning rate serves both: a step is as long as AdamW's.
+    One learning rate serves both: a step is as long as AdamW's. The state has a running average of the
+    weights, since these do not settle in a short training.
     """
 
     def __init__(
@@ -43,13 +45,27 @@ class Muon(torch.optim.AdamW):  # type: ignore[misc]
         return cls(kernels, [p for p in parameters if p.ndim == 1 or p in heads], lr, weight_decay)
 
     def step(self, closure: Any = None) -> Any:
-        """One step; afterwards the kernels have no gradient."""
+        """One step, and its part in the average; afterwards the kernels have no gradient."""
         for group in self.param_groups:
             if group["muon"]:
                 with torch.no_grad():
                     for kernel in group["params"]:
                         self._move(kernel, group["lr"], group["weight_decay"])
-        return super().step(closure)
+        loss = super().step(closure)
+        self._average()
+        return loss
+
+    def average_of(self, weight: torch.nn.Parameter) -> torch.Tensor:
+        """The running average of a weight over its last hundred steps or so; itself before the first one."""
+        average: torch.Tensor = self.state.get(weight, {}).get("average", weight)
+        return average
+
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def _average(self) -> None:
+        for weight in (weight for group in self.param_groups for weight in group["params"]):
+            if state := self.state.get(weight):
+                average = state.setdefault("average", weight.detach().clone())
+                average.lerp_(weight, max(1 / _AVERAGED_STEPS, 1 / float(state["step"])))
 
     def _move(self, kernel: torch.nn.Parameter, lr: float, weight_decay: float) -> None:
         if kernel.grad is None:

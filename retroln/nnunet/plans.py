@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from multiprocessing.pool import ThreadPool
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 from retroln.files import write_json
 from retroln.nnunet.bundle import CONFIGURATION
@@ -135,7 +135,12 @@ def resampling() -> dict[str, Any]:
 
 
 def architecture(
-    features: Any, strides: Any, kernels: Any, convs: Any, convs_decoder: Any = None
+    features: Any,
+    strides: Any,
+    kernels: Any,
+    convs: Any,
+    convs_decoder: Any = None,
+    norm: Literal["instancenorm.InstanceNorm3d", "batchnorm.BatchNorm3d"] = "instancenorm.InstanceNorm3d",
 ) -> dict[str, Any]:
     """A plan's PlainConvUNet. `convs` per stage, finest first; `convs_decoder` coarsest first, by default
     as many as in the encoder.
@@ -152,7 +157,7 @@ def architecture(
             "n_conv_per_stage": list(convs),
             "n_conv_per_stage_decoder": list(convs_decoder or convs[-2::-1]),
             "conv_bias": True,
-            "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+            "norm_op": f"torch.nn.modules.{norm}",
             "norm_op_kwargs": {"eps": 1e-5, "affine": True},
             "dropout_op": None,
             "dropout_op_kwargs": None,
@@ -183,6 +188,7 @@ def _demo() -> dict[str, Any]:
         [_DEMO_FINEST_KERNEL, *kernels[1:stages]],
         _DEMO_CONVS[:stages],
         _DEMO_CONVS_DECODER[: stages - 1],
+        norm="batchnorm.BatchNorm3d",
     )
     plans["configurations"] = {CONFIGURATION: configuration}
     return plans

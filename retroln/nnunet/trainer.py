@@ -31,6 +31,7 @@ from retroln.settings import TrainSpec
 
 _DEMO_LR, _DEMO_WEIGHT_DECAY = 1.5e-2, 1e-2
 _WARM_UP = 0.1  # of all iterations
+_SETTLED = 0.7  # of all epochs: from here on the norms keep what they have seen so far
 _NODE_SHARE = 0.02  # what the untrained network says everywhere: about the share of node voxels
 _LEFT_RIGHT = (2,)  # array axes are z, y, x
 
@@ -41,9 +42,9 @@ class RetroLNTrainer(nnUNetTrainer):  # type: ignore[misc]
     Both keep nnU-Net's loss (Dice + cross-entropy, deep supervision) and polynomial decay.
     `reference` is stock: SGD with Nesterov momentum 0.99 from 0.01, weight decay 3e-5, augmentation,
     mirroring on axes 0, 1, 2. `demo` takes Muon up to 0.015 with a warm-up (`retroln.nnunet.muon`;
-    in 300 steps it learns what SGD has not begun to), patches that follow its mistakes
-    (`retroln.nnunet.patches`), and left-right mirroring in training and in
-    inference. On a CPU a network is laid out channels-last and computes in `arithmetic`.
+    in 300 steps it learns what SGD has not begun to), the average of its last weights, patches that follow
+    its mistakes (`retroln.nnunet.patches`), and left-right mirroring in training and in inference. On a
+    CPU a network is laid out channels-last and computes in `arithmetic`.
     """
 
     network: Any
@@ -123,9 +124,17 @@ class RetroLNTrainer(nnUNetTrainer):  # type: ignore[misc]
         return Patches(crops, plan, rng, vary=vary)
 
     def on_train_epoch_start(self) -> None:
-        """As nnU-Net; the demo's learning rate then changes with every iteration."""
+        """As nnU-Net; the demo's learning rate then changes with every iteration, and its norms settle."""
         super().on_train_epoch_start()
         self._step = self.current_epoch * self.num_iterations_per_epoch
+        if self.is_demo and self.current_epoch >= _SETTLED * self.num_epochs:
+            self._settle_norms()
+
+    def _settle_norms(self) -> None:
+        """Normalise as inference will: a batch of difficult patches is not like the tiles of a scan."""
+        for module in self.network.modules():
+            if isinstance(module, torch.nn.BatchNorm3d):
+                module.eval()
 
     def _set_pace(self) -> None:
         """Linear warm-up, then nnU-Net's polynomial decay."""
@@ -215,9 +224,15 @@ class RetroLNTrainer(nnUNetTrainer):  # type: ignore[misc]
     def _save_weights(self, target: Path) -> None:
         # a compiled module has no public name for the one inside; nnU-Net reads this one, too
         network = getattr(self.network, "_orig_mod", self.network)
+        weights = {**network.state_dict()}
+        if self.is_demo:
+            named = network.named_parameters(
+                remove_duplicate=False
+            )  # the decoder holds the encoder once more
+            weights |= {name: self.optimizer.average_of(weight) for name, weight in named}
         init = {name: self.my_init_kwargs[name] for name in ("configuration", "fold")}
         content = {
-            "network_weights": {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()},
+            "network_weights": {k: v.detach().cpu().contiguous() for k, v in weights.items()},
             "trainer_name": nnUNetTrainer.__name__,
             "init_args": init,
             "inference_allowed_mirroring_axes": self.inference_allowed_mirroring_axes,

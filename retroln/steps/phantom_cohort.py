@@ -15,6 +15,7 @@ from retroln.errors import ConflictError
 from retroln.imaging import nifti
 from retroln.imaging.phantom import PhantomSpec, make_phantom
 from retroln.imaging.phantom.spec import Phase
+from retroln.machine import cores, share_threads
 from retroln.settings import Settings
 from retroln.storage.open import open_store
 
@@ -32,18 +33,18 @@ _PHASES: tuple[Phase, ...] = (
 class CohortSpec:
     """How many phantom patients, how large their voxels, and one broken file to be quarantined."""
 
-    patients: int = 100
+    patients: int = 150
     seed: int = 7000
     spacing_mm: tuple[float, float, float] = (2.0, 2.0, 3.0)
     node_free_every: int = 9
     broken: bool = True
 
 
-def write_cohort(spec: CohortSpec, settings: Settings, processes: int = 2) -> None:
+def write_cohort(spec: CohortSpec, settings: Settings) -> None:
     """Write `<patient>/<case>/ct.nii.gz`, `vertebrae.nii.gz`, `mask.nii.gz` to the source, once."""
-    numbers = range(spec.patients)
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        list(pool.map(partial(_write_patient, spec, settings), numbers))
+    processes, spawn = cores(), get_context("spawn")
+    with ProcessPoolExecutor(processes, spawn, initializer=share_threads, initargs=(processes,)) as pool:
+        list(pool.map(partial(_write_patient, spec, settings), range(spec.patients)))
     if spec.broken:
         store = open_store(settings.source_uri, settings)
         whole = store.get_bytes("PHANTOM-000/P000-CT1/ct.nii.gz")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from retroln.catalog.accounting import Accounting, CaseOutcome, Outcome
 from retroln.catalog.records import RunRecord
 from retroln.catalog.states import ScanState
 from retroln.errors import GateError
+from retroln.machine import cores
 from retroln.settings import Settings
 from retroln.steps import cases, promote
 from retroln.steps.workspace import open_workspace
@@ -190,6 +192,13 @@ def test_inference_with_nothing_to_do_downloads_no_model(
     assert _run(infer, settings).is_completed()
     assert _last_run(settings).parameters["version"] == version
     assert _stored(_last_run(settings)) == Accounting(0)
+
+
+def test_the_demo_computes_with_its_share_of_the_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "_keep_to_this_machine", lambda: None)
+    monkeypatch.setattr(demo, "run_real", lambda _: int(os.environ["OMP_NUM_THREADS"]))
+    monkeypatch.setenv("OMP_NUM_THREADS", "4096")
+    assert demo.main(["--real", "anywhere"]) == cores()
 
 
 def test_the_demo_ends_with_the_reason_why_its_model_is_refused(settings: Settings, tmp_path: Path) -> None:

@@ -92,8 +92,25 @@ def test_a_restored_optimiser_goes_on_as_the_one_that_was_stored() -> None:
     restored.load_state_dict(deepcopy(optimizer.state_dict()))
     _step(optimizer, kernel, bias, seed=4)
     _step(restored, later_kernel, later_bias, seed=4)
-    torch.testing.assert_close(kernel, later_kernel, rtol=0, atol=0)
-    torch.testing.assert_close(bias, later_bias, rtol=0, atol=0)
+    for weight, later in ((kernel, later_kernel), (bias, later_bias)):
+        torch.testing.assert_close(weight, later, rtol=0, atol=0)
+        torch.testing.assert_close(optimizer.average_of(weight), restored.average_of(later), rtol=0, atol=0)
+
+
+def test_the_average_follows_the_weights_over_their_last_hundred_steps() -> None:
+    kernel, bias = _parameters()
+    optimizer = Muon([kernel], [bias], lr=0.01, weight_decay=0.1)
+    assert optimizer.average_of(kernel) is kernel
+    seen: dict[torch.nn.Parameter, list[torch.Tensor]] = {kernel: [], bias: []}
+    for seed in range(100):
+        _step(optimizer, kernel, bias, seed)
+        for weight, values in seen.items():
+            values.append(weight.detach().clone())
+    for weight, values in seen.items():
+        torch.testing.assert_close(optimizer.average_of(weight), torch.stack(values).mean(0))
+    before = optimizer.average_of(bias).clone()
+    _step(optimizer, kernel, bias, seed=100)
+    torch.testing.assert_close(optimizer.average_of(bias), 0.99 * before + 0.01 * bias.detach())
 
 
 def test_heads_norms_and_biases_of_a_unet_follow_adamw() -> None:

@@ -139,17 +139,46 @@ def test_training_told_to_stop_saves_the_epoch_it_is_in_as_not_begun(finished: F
     assert SPEC.iterations <= step < 2 * SPEC.iterations
 
 
-def test_crash_between_checkpoint_and_journal_loses_no_line(finished: Finished, tmp_path: Path) -> None:
+def resumed(finished: Finished, folder: Path) -> RetroLNTrainer:
+    """A trainer with what the interrupted training had saved; it may write to `folder`."""
     base = finished.folders.preprocessed / dataset.DATASET_NAME
     read = [json.loads((base / name).read_bytes()) for name in (f"{finished.plans_id}.json", "dataset.json")]
     trainer = RetroLNTrainer(read[0], bundle.CONFIGURATION, 0, read[1], torch.device("cpu"))
-    trainer.output_folder = str(tmp_path)
+    trainer.output_folder = str(folder)
     trainer.arithmetic = finished.first_epochs[0]["arithmetic"]
-    torch.save(finished.interrupted, tmp_path / checkpoint.LATEST)
-    checkpoint.record(tmp_path / checkpoint.LATEST, sha256_file(tmp_path / checkpoint.LATEST), 1)
-    (tmp_path / checkpoint.EPOCHS_FILE).write_text('{"epoch": 0, "train_lo')
+    torch.save(finished.interrupted, folder / checkpoint.LATEST)
+    checkpoint.record(folder / checkpoint.LATEST, sha256_file(folder / checkpoint.LATEST), 1)
+    (folder / checkpoint.EPOCHS_FILE).write_text('{"epoch": 0, "train_lo')
     assert trainer.resume() == 1
+    return trainer
+
+
+def test_crash_between_checkpoint_and_journal_loses_no_line(finished: Finished, tmp_path: Path) -> None:
+    resumed(finished, tmp_path)
     assert checkpoint.read_epochs(tmp_path / checkpoint.EPOCHS_FILE) == finished.first_epochs
+
+
+def test_norms_settle_for_the_end_of_a_training(finished: Finished, tmp_path: Path) -> None:
+    trainer = resumed(finished, tmp_path)
+    norms = [module for module in trainer.network.modules() if isinstance(module, torch.nn.BatchNorm3d)]
+    trainer.num_epochs = 10
+    for trainer.current_epoch, learning in ((6, True), (7, False), (9, False)):
+        trainer.on_train_epoch_start()
+        assert {norm.training for norm in norms} == {learning}
+    assert trainer.network.training
+
+
+def test_trained_model_has_the_running_average_of_the_weights(finished: Finished, tmp_path: Path) -> None:
+    trainer = resumed(finished, tmp_path)
+    trainer.save_checkpoint(str(tmp_path / bundle.CHECKPOINT))
+    saved = torch.load(tmp_path / bundle.CHECKPOINT, weights_only=True)["network_weights"]
+    last = trainer.network.state_dict()
+    assert saved.keys() == last.keys()
+    for name, weight in trainer.network.named_parameters(remove_duplicate=False):
+        torch.testing.assert_close(saved[name], trainer.optimizer.average_of(weight), rtol=0, atol=0)
+    assert {name for name in saved if torch.equal(saved[name], last[name])} == {
+        name for name in saved if "running" in name or "num_batches" in name or "seg_layers.0" in name
+    }
 
 
 def test_checkpoint_that_training_did_not_write_is_not_loaded(finished: Finished, tmp_path: Path) -> None:
