@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import threading
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,8 @@ class Predictor:
             import torch
 
             self._network.network.to(memory_format=torch.channels_last_3d)
+            if self.arithmetic == "float32":
+                _convolve_by_onednn(self._network.network)
 
     def predict(self, ct: Volume) -> Volume:
         """Label map of a crop in Hounsfield units.
@@ -157,6 +160,21 @@ def _open(bundle: Bundle, device: Any) -> Any:
     name = checkpoints[0]["trainer_name"]
     predictor.manual_initialization(network, plans, configuration, weights, described, name, mirrored)
     return predictor
+
+
+def _convolve_by_onednn(network: Any) -> None:
+    """Torch gives a single small patch in float32 to an algorithm of its own: four times as long."""
+    import torch
+
+    def convolved(layer: Any, image: Any) -> Any:
+        return torch.mkldnn_convolution(
+            image, layer.weight, layer.bias, layer.padding, layer.stride, layer.dilation, layer.groups
+        )
+
+    if torch.backends.mkldnn.is_available():
+        for layer in network.modules():
+            if isinstance(layer, torch.nn.Conv3d):
+                layer.forward = partial(convolved, layer)
 
 
 def _profile(predictor: Any) -> str:
