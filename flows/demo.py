@@ -138,7 +138,7 @@ def demo_spec() -> TrainSpec:
         n_folds=20,
         test_fraction=0.15,
         device="cpu",
-        min_probability=0.2,
+        min_probability=0.05,
         min_finding_mm3=150.0,  # a sphere 6.6 mm across
         stand_in=STAND_IN,
     )

@@ -20,7 +20,7 @@ from retroln.metrics.components import connected
 
 Vector = NDArray[np.float64]
 
-_NODES, _FALSE = 0.5, 0.25  # shares of the patches; the rest lies anywhere
+_NODES, _FALSE = 0.4, 0.4  # shares of the patches; the rest lies anywhere
 _LEAST_WEIGHT = 0.3  # of a node that the network sees whole, beside 1.3 of one that it does not see
 _MEMORY = 0.7  # of a node's weight when it is seen again
 _SEEN = 0.6  # share of a node that a patch must show to say something of it
