@@ -52,7 +52,8 @@ class Muon(torch.optim.AdamW):  # type: ignore[misc]
                     for kernel in group["params"]:
                         self._move(kernel, group["lr"], group["weight_decay"])
         loss = super().step(closure)
-        self._average()
+        with torch.no_grad():
+            self._average()
         return loss
 
     def average_of(self, weight: torch.nn.Parameter) -> torch.Tensor:
@@ -60,12 +61,12 @@ class Muon(torch.optim.AdamW):  # type: ignore[misc]
         average: torch.Tensor = self.state.get(weight, {}).get("average", weight)
         return average
 
-    @torch.no_grad()  # type: ignore[untyped-decorator]
     def _average(self) -> None:
         for weight in (weight for group in self.param_groups for weight in group["params"]):
             if state := self.state.get(weight):
-                average = state.setdefault("average", weight.detach().clone())
-                average.lerp_(weight, max(1 / _AVERAGED_STEPS, 1 / float(state["step"])))
+                if "average" not in state:
+                    state["average"] = weight.detach().clone()
+                state["average"].lerp_(weight, max(1 / _AVERAGED_STEPS, 1 / float(state["step"])))
 
     def _move(self, kernel: torch.nn.Parameter, lr: float, weight_decay: float) -> None:
         if kernel.grad is None:
