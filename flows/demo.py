@@ -132,13 +132,13 @@ def demo_spec() -> TrainSpec:
     """
     return TrainSpec(
         profile="demo",
-        epochs=22,
+        epochs=24,
         iterations=60,
         validation_iterations=4,
         n_folds=20,
         test_fraction=0.15,
         device="cpu",
-        min_probability=0.03,
+        min_probability=0.1,
         min_finding_mm3=150.0,  # a sphere 6.6 mm across
         stand_in=STAND_IN,
     )

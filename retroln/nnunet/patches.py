@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from retroln.metrics.components import connected
 
 Vector = NDArray[np.float64]
+Indices = NDArray[np.intp]
 
 _NODES, _FALSE = 0.4, 0.4  # shares of the patches; the rest lies anywhere
 _LEAST_WEIGHT = 0.3  # of a node that the network sees whole, beside 1.3 of one that it does not see
@@ -27,9 +28,8 @@ _SEEN = 0.6  # share of a node that a patch must show to say something of it
 _FALSE_VOXELS = 30
 _APART_VOXELS = 2  # what is nearer to a node is its rim
 _MOST_PLACES, _ENOUGH_PLACES = 400, 20
+_MIRRORED = 0.5  # of the patches, if they vary
 _ASIDE = 0.25  # of the patch's side, about what it is centred on
-_TURN_DEG = np.array([15.0, 8.0, 8.0])  # about the z, y and x axis
-_STRETCH = 0.12  # of the logarithm
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,22 +51,19 @@ class PatchPlan:
 
     patch: tuple[int, int, int]
     batch_size: int
-    spacing_mm: tuple[float, float, float]
     scales: Sequence[Sequence[float]] = ((1.0, 1.0, 1.0),)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Place:
-    """Where a patch lies in its crop: voxel `centre + turn @ offset`, `offset` from the patch's middle."""
+    """Where a patch lies in its crop: the voxels of each axis, in the patch's order."""
 
     crop: int
-    centre: Vector
-    turn: Vector
+    axes: tuple[Indices, Indices, Indices]
 
-    def to_crop(self, offsets: Vector) -> Vector:
-        """Voxel coordinates, shape (n, 3), of offsets of the same shape."""
-        at: Vector = self.centre + offsets @ self.turn.T
-        return at
+    def voxel(self, index: Sequence[int]) -> Vector:
+        """The crop's voxel at an index of the patch."""
+        return np.array([axis[n] for axis, n in zip(self.axes, index, strict=True)], float)
 
 
 class Patches:
@@ -83,10 +80,13 @@ class Patches:
         *,
         vary: bool = True,
     ) -> None:
-        """Draw from `crops`; `vary` mirrors, turns and stretches them, as patients differ and lie."""
+        """Draw from `crops`; `vary` mirrors half of the patches, left to right.
+
+        They are cut as they are: a voxel between others is a mean of them, and less noisy than any that the
+        network will be shown. What is drawn a few times need not be turned to look new.
+        """
         self._crops, self._plan, self._rng, self._vary = [*crops], plan, rng, vary
         self._patch = np.array(plan.patch)
-        self._offsets = np.argwhere(np.ones(plan.patch, bool)) - (self._patch - 1) / 2
         self._voxels = [_node_voxels(crop.nodes) for crop in self._crops]
         self._nodes = [(crop, node) for crop, found in enumerate(self._voxels) for node in found]
         self._weights = dict.fromkeys(self._nodes, 1.0 + _LEAST_WEIGHT)
@@ -127,7 +127,7 @@ class Patches:
         false = np.flatnonzero((said > 0.5) & (nodes == 0))
         if len(false) < _FALSE_VOXELS:
             return
-        at = place.to_crop(self._offsets[false[int(self._rng.integers(len(false)))]])
+        at = place.voxel(np.unravel_index(false[int(self._rng.integers(len(false)))], nodes.shape))
         around = tuple(slice(max(round(n) - _APART_VOXELS, 0), round(n) + _APART_VOXELS + 1) for n in at)
         if not self._crops[place.crop].nodes[around].any():
             self._false_places.append((place.crop, at))
@@ -142,7 +142,7 @@ class Patches:
             crop = int(self._rng.integers(len(self._crops)))
             centre = self._rng.uniform(0, np.array(self._crops[crop].image.shape))
         aside = self._rng.uniform(-_ASIDE, _ASIDE, 3) * self._patch
-        return _Place(crop, self._inside(crop, centre + aside), self._turn())
+        return _Place(crop, self._axes(crop, centre + aside))
 
     def _node_voxel(self) -> tuple[int, Vector]:
         weights = np.array([self._weights[key] for key in self._nodes])
@@ -150,54 +150,23 @@ class Patches:
         voxels = self._voxels[crop][node]
         return crop, voxels[int(self._rng.integers(len(voxels)))].astype(float)
 
-    def _inside(self, crop: int, centre: Vector) -> Vector:
-        """The nearest centre at which an upright patch lies in the crop, or the crop's middle."""
-        last = np.array(self._crops[crop].image.shape) - 1
-        half = np.minimum((self._patch - 1) / 2, last / 2)
-        inside: Vector = np.clip(np.round(centre - half) + half, half, last - half)
-        return inside
-
-    def _turn(self) -> Vector:
-        """From offsets in a patch to offsets in its crop: mirrored half of the time, turned and stretched."""
-        if not self._vary:
-            return np.eye(3)
-        mirror = np.diag([1.0, 1.0, self._rng.choice([-1.0, 1.0])])
-        a, b, c = np.radians(self._rng.uniform(-1, 1, 3) * _TURN_DEG)
-        turn = _rotation(1, 2, a) @ _rotation(0, 2, b) @ _rotation(0, 1, c)
-        stretch = np.diag(np.exp(self._rng.uniform(-1, 1, 3) * _STRETCH))
-        to_mm = np.diag(self._plan.spacing_mm)
-        matrix: Vector = np.linalg.inv(to_mm) @ turn @ stretch @ mirror @ to_mm
-        return matrix
+    def _axes(self, crop: int, centre: Vector) -> tuple[Indices, Indices, Indices]:
+        """The nearest patch that lies in the crop; a crop that is smaller goes on as its border."""
+        sides = np.array(self._crops[crop].image.shape)
+        spare = sides - self._patch
+        inside = np.clip(np.rint(centre - (self._patch - 1) / 2), 0, np.maximum(spare, 0))
+        first = np.where(spare < 0, spare // 2, inside).astype(int)
+        z, y, x = (
+            np.clip(np.arange(start, start + length), 0, side - 1)
+            for start, length, side in zip(first, self._patch, sides, strict=True)
+        )
+        mirrored = self._vary and self._rng.uniform() < _MIRRORED
+        return z, y, x[::-1] if mirrored else x
 
     def _cut(self, place: _Place) -> tuple[NDArray[np.float32], NDArray[np.uint16]]:
-        """Image (linear) and nodes (nearest) of a patch; what lies outside the crop is like its border."""
-        crop, at = self._crops[place.crop], place.to_crop(self._offsets)
-        image = _linear(crop.image, at).reshape(self._plan.patch)
-        nearest = np.clip(np.rint(at).astype(np.intp), 0, np.array(crop.nodes.shape) - 1)
-        return image, crop.nodes[tuple(nearest.T)].reshape(self._plan.patch)
-
-
-def _linear(image: NDArray[np.float32], at: Vector) -> NDArray[np.float32]:
-    import torch
-
-    sides = np.array(image.shape)
-    grid = (2 * at / np.maximum(sides - 1, 1) - 1)[:, ::-1].astype(np.float32)
-    sampled = torch.nn.functional.grid_sample(
-        torch.from_numpy(image)[None, None],
-        torch.from_numpy(grid)[None, None, None],
-        padding_mode="border",
-        align_corners=True,
-    )
-    values: NDArray[np.float32] = sampled.numpy()
-    return values
-
-
-def _rotation(first: int, second: int, angle: float) -> Vector:
-    """A turn in the plane of two axes."""
-    matrix = np.eye(3)
-    matrix[first, first] = matrix[second, second] = np.cos(angle)
-    matrix[first, second], matrix[second, first] = -np.sin(angle), np.sin(angle)
-    return matrix
+        """Image and nodes of a patch."""
+        crop, at = self._crops[place.crop], np.ix_(*place.axes)
+        return crop.image[at], crop.nodes[at]
 
 
 def _node_voxels(nodes: NDArray[np.uint16]) -> dict[int, NDArray[np.int64]]:

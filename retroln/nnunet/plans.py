@@ -35,7 +35,7 @@ _REFERENCE_INTENSITY = {
 # A node and what is about it; a larger patch shows fewer nodes for the same arithmetic.
 _DEMO_PATCH_LIMIT = (24, 40, 40)
 # Most of a CPU's time goes into the finest stages, so they get flat kernels, few features, one convolution.
-_DEMO_FEATURES = (8, 32, 96, 192)
+_DEMO_FEATURES = (8, 24, 64, 128)
 _DEMO_CONVS = (1, 1, 2, 2)
 _DEMO_CONVS_DECODER = (1, 1, 1)
 _DEMO_FINEST_KERNEL = (1, 3, 3)

@@ -62,6 +62,9 @@ class RetroLNTrainer(nnUNetTrainer):  # type: ignore[misc]
         self.is_demo = plans.get(PROFILE_KEY) == "demo"
         self.oversample_foreground_percent = 0.5
         self.save_every = 1 if self.is_demo else 10
+        if self.is_demo:
+            # the journal has the same figures; to draw them takes as long as several iterations
+            self.logger.plot_progress_png = lambda _: None
         self.may_go_on: Callable[[], bool] = lambda: True
         self._seed, self._step = 0, 0
         self._said: Any = None
@@ -119,7 +122,7 @@ class RetroLNTrainer(nnUNetTrainer):  # type: ignore[misc]
         loaded = (dataset.load_case(name) for name in dataset.identifiers)
         crops = [LabelledCrop.of(image[:][0], mask[:][0]) for image, mask, *_ in loaded]
         planned, scales = self.configuration_manager, self._get_deep_supervision_scales()
-        plan = PatchPlan(tuple(planned.patch_size), planned.batch_size, tuple(planned.spacing), scales)
+        plan = PatchPlan(tuple(planned.patch_size), planned.batch_size, scales)
         rng = np.random.default_rng([self._seed, self.current_epoch, vary])
         return Patches(crops, plan, rng, vary=vary)
 
@@ -226,9 +229,8 @@ class RetroLNTrainer(nnUNetTrainer):  # type: ignore[misc]
         network = getattr(self.network, "_orig_mod", self.network)
         weights = {**network.state_dict()}
         if self.is_demo:
-            named = network.named_parameters(
-                remove_duplicate=False
-            )  # the decoder holds the encoder once more
+            # the decoder holds the encoder once more
+            named = network.named_parameters(remove_duplicate=False)
             weights |= {name: self.optimizer.average_of(weight) for name, weight in named}
         init = {name: self.my_init_kwargs[name] for name in ("configuration", "fold")}
         content = {

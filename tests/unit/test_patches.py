@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 pytest.importorskip("torch")
 
+import torch
+
 from retroln.nnunet.patches import LabelledCrop, Patches, PatchPlan
 
 SHAPE, PATCH = (20, 24, 28), (8, 8, 8)
@@ -28,7 +30,7 @@ def crop() -> LabelledCrop:
 
 
 def patches(*crops: LabelledCrop, seed: int = 0, vary: bool = False) -> Patches:
-    plan = PatchPlan(PATCH, 4, (3.0, 2.0, 2.0), SCALES)
+    plan = PatchPlan(PATCH, 4, SCALES)
     return Patches(crops or (crop(),), plan, np.random.default_rng(seed), vary=vary)
 
 
@@ -59,29 +61,22 @@ def test_a_batch_is_the_image_and_its_nodes_at_every_scale() -> None:
     fine, coarse = batch["target"]
     assert fine.shape == (4, 1, 8, 8, 8) and coarse.shape == (4, 1, 4, 4, 4)
     for image, target, box in zip(batch["data"].numpy(), fine.numpy(), boxes(batch), strict=True):
-        np.testing.assert_allclose(image[0], crop().image[box], rtol=1e-5, atol=0.05)
+        np.testing.assert_array_equal(image[0], crop().image[box])
         np.testing.assert_array_equal(target[0], crop().nodes[box] > 0)
     np.testing.assert_array_equal(coarse.numpy(), fine.numpy()[:, :, ::2, ::2, ::2])
 
 
-def test_varied_patches_are_mirrored_half_of_the_time_and_turned_a_little() -> None:
-    turns = np.array([patches(seed=seed, vary=True)._turn() for seed in range(200)])
-    mirrored = turns[:, 2, 2] < 0
-    assert 0.4 < mirrored.mean() < 0.6
-    assert (turns[:, 0, 0] > 0.8).all() and (turns[:, 1, 1] > 0.8).all()
-    to_mm = np.diag([3.0, 2.0, 2.0])
-    for turn in turns:  # in millimetres nothing grows or shrinks by more than the stretch allows
-        sides = np.linalg.svd(to_mm @ turn @ np.linalg.inv(to_mm))[1]
-        assert np.abs(np.log(sides)).max() <= 0.12 + 1e-9
-
-
-def test_image_and_nodes_of_a_varied_patch_belong_together() -> None:
-    mask = crop().nodes > 0
-    stream = patches(LabelledCrop.of(mask.astype(np.float32), mask), vary=True)
-    for _ in range(20):
+def test_varied_patches_are_mirrored_left_to_right_half_of_the_time_and_else_as_they_lie() -> None:
+    stream, mirrored = patches(vary=True), 0
+    for _ in range(50):
         batch = next(stream)
-        image, target = batch["data"].numpy(), batch["target"][0].numpy()
-        assert (image[target == 1] >= 0.1).all() and (image[target == 0] <= 0.9).all()
+        for image, target in zip(batch["data"].numpy()[:, 0], batch["target"][0].numpy()[:, 0], strict=True):
+            if image[0, 0, 0] > image[0, 0, 1]:
+                image, target, mirrored = image[..., ::-1], target[..., ::-1], mirrored + 1
+            (box,) = boxes({"data": torch.from_numpy(image[None, None].copy())})
+            np.testing.assert_array_equal(image, crop().image[box])
+            np.testing.assert_array_equal(target, crop().nodes[box] > 0)
+    assert 70 < mirrored < 130
 
 
 def test_false_findings_of_varied_patches_are_remembered_where_they_lie_in_the_crop() -> None:
@@ -96,7 +91,7 @@ def test_false_findings_of_varied_patches_are_remembered_where_they_lie_in_the_c
         if stream._false_places:
             break
     _, at = stream._false_places[0]
-    assert all(side.start - 1 <= n <= side.stop for n, side in zip(at, FALSE, strict=True))
+    assert all(side.start <= n < side.stop for n, side in zip(at, FALSE, strict=True))
 
 
 def test_small_nodes_are_drawn_as_often_as_large_ones() -> None:

@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retroln.imaging.geometry import Grid
-from retroln.imaging.phantom.shapes import Shape
+from retroln.imaging.phantom.shapes import Shape, unit
 from retroln.imaging.phantom.spec import PhantomSpec
 
 Target = Literal["", "vertebrae", "ribs", "vessels", "nodes"]
+Box = tuple[slice, ...]  # along the array's axes
 MAPS: tuple[Target, ...] = ("vertebrae", "ribs", "vessels", "nodes")
 AIR_HU = -1000.0
 BLUR_MM = 0.65
@@ -69,11 +70,13 @@ class Canvas:
 
     def paint(self, parts: Iterable[Part]) -> None:
         """Paint in order; later parts cover earlier ones."""
-        for part in parts:
-            self._paint_one(part)
+        listed = list(parts)
+        if listed:
+            bounds = np.array([part.shape.bounds_mm() for part in listed])
+            for part, box in zip(listed, self._boxes(bounds[:, 0], bounds[:, 1]), strict=True):
+                self._paint_one(part, box)
 
-    def _paint_one(self, part: Part) -> None:
-        box = self._box(*part.shape.bounds_mm())
+    def _paint_one(self, part: Part, box: Box) -> None:
         if any(s.stop <= s.start for s in box):
             return
         depth = part.shape.distance(*self._axes(box))
@@ -81,23 +84,22 @@ class Canvas:
         region = self.ct[box]
         value: Any = np.float32(part.hu)
         if part.shell_hu is not None:
-            core = np.clip(0.5 - (depth + np.float32(part.shell_mm)) * edge, 0, 1)
+            core = unit(0.5 - (depth + np.float32(part.shell_mm)) * edge)
             value = np.float32(part.shell_hu) + core * np.float32(part.hu - part.shell_hu)
-        region += np.clip(0.5 - depth * edge, 0, 1) * (value - region)
+        region += unit(0.5 - depth * edge) * (value - region)
         if part.label:
             self.maps[part.target][box][np.broadcast_to(depth <= 0, region.shape)] = part.label
 
-    def _box(self, low: NDArray[np.float64], high: NDArray[np.float64]) -> tuple[slice, slice, slice]:
-        """Index box of a world box, with a voxel to spare for the soft edge."""
-        centre, half = (low + high) / 2, (high - low) / 2
-        middle = self._to_index[:3, :3] @ centre + self._to_index[:3, 3]
-        reach = np.abs(self._to_index[:3, :3]) @ half + 1.5
-        start = np.clip(np.ceil(middle - reach), 0, self.grid.shape).astype(int)
-        stop = np.clip(np.floor(middle + reach) + 1, 0, self.grid.shape).astype(int)
-        a, b, c = (slice(int(lo), int(hi)) for lo, hi in zip(start, stop, strict=True))
-        return a, b, c
+    def _boxes(self, low: NDArray[np.float64], high: NDArray[np.float64]) -> list[Box]:
+        """Index boxes of world boxes, each (n, 3), with a voxel to spare for the soft edge."""
+        rotation, shift = self._to_index[:3, :3], self._to_index[:3, 3]
+        middle = (low + high) / 2 @ rotation.T + shift
+        reach = (high - low) / 2 @ np.abs(rotation).T + 1.5
+        start = np.clip(np.ceil(middle - reach), 0, self.grid.shape).astype(int).tolist()
+        stop = np.clip(np.floor(middle + reach) + 1, 0, self.grid.shape).astype(int).tolist()
+        return [tuple(map(slice, *ends)) for ends in zip(start, stop, strict=True)]
 
-    def _axes(self, box: tuple[slice, slice, slice]) -> list[NDArray[np.float32]]:
+    def _axes(self, box: Box) -> list[NDArray[np.float32]]:
         """World x, y, z of the voxel centres in `box`, broadcastable; small where untilted."""
         return [
             values[
