@@ -28,7 +28,6 @@ _SEEN = 0.6  # share of a node that a patch must show to say something of it
 _FALSE_VOXELS = 30
 _APART_VOXELS = 2  # what is nearer to a node is its rim
 _MOST_PLACES, _ENOUGH_PLACES = 400, 20
-_MIRRORED = 0.5  # of the patches, if they vary
 _ASIDE = 0.25  # of the patch's side, about what it is centred on
 
 
@@ -56,7 +55,7 @@ class PatchPlan:
 
 @dataclass(frozen=True, eq=False)
 class _Place:
-    """Where a patch lies in its crop: the voxels of each axis, in the patch's order."""
+    """Where a patch lies in its crop: the voxels along each axis."""
 
     crop: int
     axes: tuple[Indices, Indices, Indices]
@@ -72,20 +71,13 @@ class Patches:
     The same generator, crops and answers give the same patches.
     """
 
-    def __init__(
-        self,
-        crops: Sequence[LabelledCrop],
-        plan: PatchPlan,
-        rng: np.random.Generator,
-        *,
-        vary: bool = True,
-    ) -> None:
-        """Draw from `crops`; `vary` mirrors half of the patches, left to right.
+    def __init__(self, crops: Sequence[LabelledCrop], plan: PatchPlan, rng: np.random.Generator) -> None:
+        """Draw from `crops`, as they are.
 
-        They are cut as they are: a voxel between others is a mean of them, and less noisy than any that the
-        network will be shown. What is drawn a few times need not be turned to look new.
+        What is drawn a few times need not be mirrored or turned to look new, and a turned voxel is a mean of
+        its neighbours: less noisy than any that the network will be shown.
         """
-        self._crops, self._plan, self._rng, self._vary = [*crops], plan, rng, vary
+        self._crops, self._plan, self._rng = [*crops], plan, rng
         self._patch = np.array(plan.patch)
         self._voxels = [_node_voxels(crop.nodes) for crop in self._crops]
         self._nodes = [(crop, node) for crop, found in enumerate(self._voxels) for node in found]
@@ -160,8 +152,7 @@ class Patches:
             np.clip(np.arange(start, start + length), 0, side - 1)
             for start, length, side in zip(first, self._patch, sides, strict=True)
         )
-        mirrored = self._vary and self._rng.uniform() < _MIRRORED
-        return z, y, x[::-1] if mirrored else x
+        return z, y, x
 
     def _cut(self, place: _Place) -> tuple[NDArray[np.float32], NDArray[np.uint16]]:
         """Image and nodes of a patch."""

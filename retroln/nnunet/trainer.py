@@ -33,7 +33,6 @@ _DEMO_LR, _DEMO_WEIGHT_DECAY = 1.5e-2, 1e-2
 _WARM_UP = 0.1  # of all iterations
 _SETTLED = 0.7  # of all epochs: from here on the norms keep what they have seen so far
 _NODE_SHARE = 0.02  # what the untrained network says everywhere: about the share of node voxels
-_LEFT_RIGHT = (2,)  # array axes are z, y, x
 
 
 class RetroLNTrainer(nnUNetTrainer):  # type: ignore[misc]
@@ -42,9 +41,9 @@ class RetroLNTrainer(nnUNetTrainer):  # type: ignore[misc]
     Both keep nnU-Net's loss (Dice + cross-entropy, deep supervision) and polynomial decay.
     `reference` is stock: SGD with Nesterov momentum 0.99 from 0.01, weight decay 3e-5, augmentation,
     mirroring on axes 0, 1, 2. `demo` takes Muon up to 0.015 with a warm-up (`retroln.nnunet.muon`;
-    in 300 steps it learns what SGD has not begun to), the average of its last weights, patches that follow
-    its mistakes (`retroln.nnunet.patches`), and left-right mirroring in training and in inference. On a
-    CPU a network is laid out channels-last and computes in `arithmetic`.
+    in 300 steps it learns what SGD has not begun to), the average of its last weights, and patches that
+    follow its mistakes (`retroln.nnunet.patches`), unmirrored. On a CPU a network is laid out channels-last
+    and computes in `arithmetic`.
     """
 
     network: Any
@@ -85,7 +84,6 @@ class RetroLNTrainer(nnUNetTrainer):  # type: ignore[misc]
         """Build network, optimiser and loss."""
         super().initialize()
         if self.is_demo:
-            self.inference_allowed_mirroring_axes = _LEFT_RIGHT  # stock sets it with its loaders
             self._expect_few_nodes()
             self.network.register_forward_hook(self._listen)
         if self.device.type == "cpu":
@@ -116,15 +114,14 @@ class RetroLNTrainer(nnUNetTrainer):  # type: ignore[misc]
             return super().get_dataloaders()
         self.dataset_class = infer_dataset_class(self.preprocessed_dataset_folder)
         training, validation = self.get_tr_and_val_datasets()
-        return self._patches(training, vary=True), self._patches(validation, vary=False)
+        return self._patches(training, 0), self._patches(validation, 1)
 
-    def _patches(self, dataset: Any, *, vary: bool) -> Patches:
+    def _patches(self, dataset: Any, stream: int) -> Patches:
         loaded = (dataset.load_case(name) for name in dataset.identifiers)
         crops = [LabelledCrop.of(image[:][0], mask[:][0]) for image, mask, *_ in loaded]
         planned, scales = self.configuration_manager, self._get_deep_supervision_scales()
         plan = PatchPlan(tuple(planned.patch_size), planned.batch_size, scales)
-        rng = np.random.default_rng([self._seed, self.current_epoch, vary])
-        return Patches(crops, plan, rng, vary=vary)
+        return Patches(crops, plan, np.random.default_rng([self._seed, self.current_epoch, stream]))
 
     def on_train_epoch_start(self) -> None:
         """As nnU-Net; the demo's learning rate then changes with every iteration, and its norms settle."""

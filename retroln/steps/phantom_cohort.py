@@ -33,8 +33,8 @@ _PHASES: tuple[Phase, ...] = (
 class CohortSpec:
     """How many phantom patients, how large their voxels, and one broken file to be quarantined."""
 
-    patients: int = 150
-    seed: int = 7000
+    patients: int = 200
+    seed: int = 8000
     spacing_mm: tuple[float, float, float] = (2.0, 2.0, 3.0)
     node_free_every: int = 9
     broken: bool = True

@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 
 pytest.importorskip("torch")
 
-import torch
-
 from retroln.nnunet.patches import LabelledCrop, Patches, PatchPlan
 
 SHAPE, PATCH = (20, 24, 28), (8, 8, 8)
@@ -29,9 +27,9 @@ def crop() -> LabelledCrop:
     return LabelledCrop.of(np.arange(mask.size, dtype=np.float32).reshape(SHAPE), mask)
 
 
-def patches(*crops: LabelledCrop, seed: int = 0, vary: bool = False) -> Patches:
+def patches(*crops: LabelledCrop, seed: int = 0) -> Patches:
     plan = PatchPlan(PATCH, 4, SCALES)
-    return Patches(crops or (crop(),), plan, np.random.default_rng(seed), vary=vary)
+    return Patches(crops or (crop(),), plan, np.random.default_rng(seed))
 
 
 def boxes(batch: dict[str, Any]) -> list[tuple[slice, ...]]:
@@ -64,34 +62,6 @@ def test_a_batch_is_the_image_and_its_nodes_at_every_scale() -> None:
         np.testing.assert_array_equal(image[0], crop().image[box])
         np.testing.assert_array_equal(target[0], crop().nodes[box] > 0)
     np.testing.assert_array_equal(coarse.numpy(), fine.numpy()[:, :, ::2, ::2, ::2])
-
-
-def test_varied_patches_are_mirrored_left_to_right_half_of_the_time_and_else_as_they_lie() -> None:
-    stream, mirrored = patches(vary=True), 0
-    for _ in range(50):
-        batch = next(stream)
-        for image, target in zip(batch["data"].numpy()[:, 0], batch["target"][0].numpy()[:, 0], strict=True):
-            if image[0, 0, 0] > image[0, 0, 1]:
-                image, target, mirrored = image[..., ::-1], target[..., ::-1], mirrored + 1
-            (box,) = boxes({"data": torch.from_numpy(image[None, None].copy())})
-            np.testing.assert_array_equal(image, crop().image[box])
-            np.testing.assert_array_equal(target, crop().nodes[box] > 0)
-    assert 70 < mirrored < 130
-
-
-def test_false_findings_of_varied_patches_are_remembered_where_they_lie_in_the_crop() -> None:
-    stream = patches(vary=True)
-    marked = LabelledCrop.of(np.zeros(SHAPE, np.float32), np.zeros(SHAPE, np.uint8))
-    marked.image[FALSE] = 1.0
-    twin = patches(LabelledCrop(marked.image, crop().nodes), vary=True)
-    for _ in range(150):
-        next(stream)
-        stream.learn(next(twin)["data"].numpy()[:, 0])  # the network finds what is marked
-        twin.learn(np.zeros((4, *PATCH), np.float32))
-        if stream._false_places:
-            break
-    _, at = stream._false_places[0]
-    assert all(side.start <= n < side.stop for n, side in zip(at, FALSE, strict=True))
 
 
 def test_small_nodes_are_drawn_as_often_as_large_ones() -> None:

@@ -40,7 +40,7 @@ SPEC = TrainSpec(
     device="cpu",
     stand_in="trained for four steps on phantoms",
 )
-LONGER = SPEC.model_copy(update={"folds": (0,), "epochs": 20})  # so many that no machine ends before it is told to
+LONGER = SPEC.model_copy(update={"folds": (0,), "epochs": 20})  # no machine ends before it is told to
 
 
 def machine(settings: Settings, name: str) -> Settings:
