@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retroln.imaging.geometry import Grid
-from retroln.imaging.phantom.shapes import Shape, unit
+from retroln.imaging.phantom.shapes import Shape, bounds_mm, unit
 from retroln.imaging.phantom.spec import PhantomSpec
 
 Target = Literal["", "vertebrae", "ribs", "vessels", "nodes"]
@@ -70,11 +70,9 @@ class Canvas:
 
     def paint(self, parts: Iterable[Part]) -> None:
         """Paint in order; later parts cover earlier ones."""
-        listed = list(parts)
-        if listed:
-            bounds = np.array([part.shape.bounds_mm() for part in listed])
-            for part, box in zip(listed, self._boxes(bounds[:, 0], bounds[:, 1]), strict=True):
-                self._paint_one(part, box)
+        listed = [*parts]
+        for part, box in zip(listed, self._boxes(listed), strict=True):
+            self._paint_one(part, box)
 
     def _paint_one(self, part: Part, box: Box) -> None:
         if any(s.stop <= s.start for s in box):
@@ -90,11 +88,12 @@ class Canvas:
         if part.label:
             self.maps[part.target][box][np.broadcast_to(depth <= 0, region.shape)] = part.label
 
-    def _boxes(self, low: NDArray[np.float64], high: NDArray[np.float64]) -> list[Box]:
-        """Index boxes of world boxes, each (n, 3), with a voxel to spare for the soft edge."""
-        rotation, shift = self._to_index[:3, :3], self._to_index[:3, 3]
-        middle = (low + high) / 2 @ rotation.T + shift
-        reach = (high - low) / 2 @ np.abs(rotation).T + 1.5
+    def _boxes(self, parts: list[Part]) -> list[Box]:
+        """The index box of each part, with a voxel to spare for the soft edge."""
+        low, high = bounds_mm([part.shape for part in parts])
+        axes, shift = self._to_index[:3, :3], self._to_index[:3, 3]
+        middle = (low + high) / 2 @ axes.T + shift
+        reach = (high - low) / 2 @ np.abs(axes).T + 1.5
         start = np.clip(np.ceil(middle - reach), 0, self.grid.shape).astype(int).tolist()
         stop = np.clip(np.floor(middle + reach) + 1, 0, self.grid.shape).astype(int).tolist()
         return [tuple(map(slice, *ends)) for ends in zip(start, stop, strict=True)]

@@ -10,7 +10,7 @@ import numpy as np
 
 from retroln.imaging.phantom.canvas import Part
 from retroln.imaging.phantom.organs import Kidney
-from retroln.imaging.phantom.shapes import Ellipsoid, Point, Shape, moved
+from retroln.imaging.phantom.shapes import Ellipsoid, Point, Shape, bounds_mm, moved
 from retroln.imaging.phantom.spec import PhantomNode
 from retroln.imaging.phantom.spine import LEVELS, Spine
 from retroln.imaging.phantom.vessels import Course
@@ -126,8 +126,7 @@ class _Placer:
     ) -> None:
         self.rng, self.spine, self.courses, self.kidneys = rng, spine, courses, kidneys
         self.obstacles = list(obstacles)
-        self.low = np.array([shape.bounds_mm()[0] for shape in obstacles])
-        self.high = np.array([shape.bounds_mm()[1] for shape in obstacles])
+        self.low, self.high = bounds_mm(self.obstacles)
         self.bottom_mm = float(spine.centres[_L5][2] - spine.half_mm[_L5][2])
         self.top_mm = float(spine.centres[_T12][2] + spine.half_mm[_T12][2])
         self.middle_mm = float(spine.centres[_L2][0])

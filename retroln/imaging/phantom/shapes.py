@@ -32,6 +32,12 @@ class Shape(Protocol):
         """Signed distance in mm, negative inside."""
 
 
+def bounds_mm(shapes: Sequence[Shape]) -> tuple[Array, Array]:
+    """Lowest and highest corners of `shapes`, each (n, 3)."""
+    bounds = np.array([shape.bounds_mm() for shape in shapes]).reshape(-1, 2, 3)
+    return bounds[:, 0], bounds[:, 1]
+
+
 @dataclass(frozen=True, eq=False)
 class Ellipsoid:
     """All p with |to_unit @ (p - centre)| <= 1; `to_unit` is any regular 3x3 matrix."""
