@@ -8,3 +8,6 @@ AVX2_ALONE = {
     "MKL_ENABLE_INSTRUCTIONS": "AVX2",
 }
 """Environment in which torch, oneDNN and MKL use no later instructions, as on a CPU without bf16."""
+
+AVX512_WITHOUT_BF16 = {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE"}
+"""Environment in which oneDNN uses no later instructions than AVX512's first, as on Skylake's servers."""

@@ -86,12 +86,19 @@ def _gpu() -> Finding:
 
 
 def _arithmetic(settings: Settings) -> Iterator[Finding]:
-    """What networks compute in on this CPU; nothing without torch."""
+    """What the demo's network computes in on this CPU, and the others if asked to; nothing without torch."""
     if _installed("torch"):
         from retroln.nnunet.arithmetic import choose
 
         choice = choose(settings.arithmetic)
-        yield Finding("arithmetic on this CPU", True, f"{choice.arithmetic} ({choice.why})")
+        whose = "the demo's network" if settings.arithmetic == "auto" else "every network"
+        fix = "unset RETROLN_ARITHMETIC" if choice.emulated else ""
+        yield Finding(
+            "arithmetic on this CPU",
+            not choice.emulated,
+            f"{choice.arithmetic} for {whose} ({choice.why})",
+            fix,
+        )
 
 
 def _places(servers: bool) -> Iterator[Finding]:

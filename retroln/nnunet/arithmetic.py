@@ -25,7 +25,11 @@ Arithmetic = Literal["float32", "bf16"]
 _PAYS = 0.9  # bf16 is taken if it needs at most this share of float32's time
 _REPEATS = 5
 _HOPELESS = 10.0  # times float32's time; no further run is needed then
-_CHANNELS, _PATCH = 16, (16, 32, 32)  # emulated bf16 takes 1 to 3 s for it, float32 some milliseconds
+# Torch gives float32 to oneDNN from a batch of two on, as in training, and a single patch to a convolution of
+# its own, five times slower. Emulated bf16 takes half a second for this, float32 some milliseconds.
+_BATCH, _CHANNELS, _PATCH = 2, 16, (16, 32, 32)
+_BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # as Linux names them for x86 and ARM
+_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,8 @@ class Choice:
 
     arithmetic: Arithmetic
     why: str
+    emulated: bool = False
+    """bf16 was asked for on a CPU without it; it takes many times as long."""
 
 
 class Probe(Protocol):
@@ -73,9 +79,13 @@ def choose(asked: AskedArithmetic = "auto", probe: Probe | None = None) -> Choic
             instructions for it and is faster with them.
         probe: what to ask; this machine's CPU by default.
     """
+    cpu = probe or ThisCpu()
+    if asked == "bf16" and not cpu.has_bf16():
+        return Choice(
+            "bf16", "RETROLN_ARITHMETIC asks for it; the CPU has none and emulates it", emulated=True
+        )
     if asked != "auto":
         return Choice(asked, "RETROLN_ARITHMETIC asks for it")
-    cpu = probe or ThisCpu()
     if not cpu.has_bf16():
         return Choice("float32", "the CPU has no instructions for bf16")
     timing = _timing(cpu)
@@ -102,10 +112,13 @@ class ThisCpu:
     """The CPU that this process runs on, as torch and oneDNN may use it."""
 
     def has_bf16(self) -> bool:
-        """By oneDNN, which heeds `ONEDNN_MAX_CPU_ISA`; torch has no public name for the question."""
+        """By the CPU's flags and oneDNN, which heeds `ONEDNN_MAX_CPU_ISA` but counts every AVX512 as bf16."""
         import torch
 
-        return bool(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        flags = {word for line in _described(("flags", "Features")) for word in line.split()}
+        if not flags & _BF16_FLAGS or not torch.backends.mkldnn.is_available():
+            return False
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # torch has no public name for it
 
     def identity(self) -> dict[str, Any]:
         """Model and flags of the CPU, torch, and what limits both."""
@@ -115,7 +128,8 @@ class ThisCpu:
             "cpu": _described(),
             "torch": torch.__version__,
             "capability": torch.backends.cpu.get_cpu_capability(),
-            "limits": [os.environ.get(name) for name in ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")],
+            "limits": [os.environ.get(name) for name in _LIMITS],
+            "timed": [_BATCH, _CHANNELS, *_PATCH],
         }
 
     def measure(self) -> Timing:
@@ -172,7 +186,7 @@ def _timed() -> Timing:
 
     convolution: Any = torch.nn.Conv3d(_CHANNELS, _CHANNELS, 3, padding=1)
     convolution.to(memory_format=torch.channels_last_3d)
-    data = torch.ones(1, _CHANNELS, *_PATCH).to(memory_format=torch.channels_last_3d)
+    data = torch.ones(_BATCH, _CHANNELS, *_PATCH).to(memory_format=torch.channels_last_3d)
     shortest = {"float32": math.inf, "bf16": math.inf}
     for _ in range(_REPEATS):
         for arithmetic in shortest:
@@ -196,7 +210,9 @@ def _timing(cpu: Probe) -> Timing:
     """From the cache, or measured and kept there; a cache that cannot be written only costs time."""
     file = cache_folder() / "arithmetic" / f"{sha256_json(cpu.identity())[:16]}.json"
     with suppress(OSError, ValueError, TypeError):
-        return Timing(**json.loads(file.read_bytes()))
+        kept = Timing(**json.loads(file.read_bytes()))
+        if all(math.isfinite(seconds) and seconds > 0 for seconds in (kept.float32_s, kept.bf16_s)):
+            return kept
     timing = cpu.measure()
     with suppress(OSError):
         write_json(file, asdict(timing))

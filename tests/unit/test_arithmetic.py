@@ -13,9 +13,10 @@ import pytest
 
 pytest.importorskip("torch")
 
+from retroln.nnunet import arithmetic
 from retroln.nnunet.arithmetic import Machine, ThisCpu, Timing, autocast, choose, of_network
 from retroln.settings import AskedArithmetic
-from tests.machines import AVX2_ALONE
+from tests.machines import AVX2_ALONE, AVX512_WITHOUT_BF16
 
 FASTER, SLOWER = Timing(float32_s=0.010, bf16_s=0.004), Timing(float32_s=0.010, bf16_s=1.0)
 
@@ -74,6 +75,12 @@ def test_a_persons_wish_holds_whatever_the_cpu_can(asked: AskedArithmetic) -> No
         assert cpu.timed == []
 
 
+def test_bf16_that_is_asked_of_a_cpu_without_it_is_told_to_be_emulated() -> None:
+    assert choose("bf16", Cpu(says_bf16=False, timing=SLOWER)).emulated
+    assert not choose("bf16", Cpu(says_bf16=True, timing=FASTER)).emulated
+    assert not choose("float32", Cpu(says_bf16=False, timing=SLOWER)).emulated
+
+
 def test_a_machine_is_timed_once_and_another_for_itself() -> None:
     one, other = Cpu(True, FASTER), Cpu(True, SLOWER, name="another CPU")
     assert [choose("auto", one).arithmetic for _ in range(3)] == ["bf16"] * 3
@@ -88,11 +95,22 @@ def test_a_cache_that_cannot_be_written_or_read_costs_a_timing_and_no_more(cache
     assert len(cpu.timed) == 2
 
 
-def test_a_damaged_cache_is_measured_again(cache: Path) -> None:
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"float32_s": 1',
+        "[]",
+        '{"float32_s": null, "bf16_s": null}',
+        '{"float32_s": "1", "bf16_s": "1"}',
+        '{"float32_s": NaN, "bf16_s": 1}',
+        '{"float32_s": 1, "bf16_s": 0}',
+    ],
+)
+def test_a_damaged_cache_is_measured_again(cache: Path, text: str) -> None:
     cpu = Cpu(True, FASTER)
     choose("auto", cpu)
     (kept,) = cache.rglob("*.json")
-    kept.write_text('{"float32_s": 1')
+    kept.write_text(text)
     assert choose("auto", cpu).arithmetic == "bf16"
     assert len(cpu.timed) == 2
 
@@ -103,13 +121,34 @@ def test_this_cpu_is_timed_in_both() -> None:
 
 
 @pytest.mark.parametrize("call", ["choose().arithmetic", "of_network('demo', 'cpu')"])
-def test_a_machine_with_avx2_alone_never_takes_bf16(call: str) -> None:
+@pytest.mark.parametrize("limits", [AVX2_ALONE, AVX512_WITHOUT_BF16], ids=["AVX2", "AVX512"])
+def test_a_machine_without_bf16_never_takes_it(limits: dict[str, str], call: str) -> None:
     program = f"from retroln.nnunet.arithmetic import *; print({call})"
     command = [sys.executable, "-c", program]
-    done = subprocess.run(
-        command, env={**os.environ, **AVX2_ALONE}, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run(command, env={**os.environ, **limits}, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "float32"
+
+
+@pytest.mark.parametrize("flags", ["fpu avx2", "avx512f avx512_vnni avx512bw"])
+def test_a_cpu_whose_flags_name_no_bf16_has_none(flags: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arithmetic, "_described", lambda wanted=(): [f"flags\t\t: {flags}"])
+    assert not ThisCpu().has_bf16()
+
+
+def test_what_is_timed_is_what_training_computes_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    taken, convolve = set(), torch.nn.Conv3d.forward
+
+    def watched(layer: torch.nn.Conv3d, data: torch.Tensor) -> torch.Tensor:
+        ones, zeros = [1, 1, 1], [0, 0, 0]
+        select: Any = torch._C._select_conv_backend  # type: ignore[attr-defined]
+        taken.add(str(select(data, layer.weight, layer.bias, ones, ones, ones, False, zeros, 1)))
+        return convolve(layer, data)
+
+    monkeypatch.setattr(torch.nn.Conv3d, "forward", watched)
+    ThisCpu().measure()
+    assert taken == {str(torch._C._ConvBackend.Mkldnn)}  # type: ignore[attr-defined]
 
 
 def test_published_networks_stay_in_float32_and_gpus_keep_nnunets_own() -> None:
