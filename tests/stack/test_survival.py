@@ -147,7 +147,7 @@ def test_training_survives_a_kill_a_worker_that_is_told_to_stop_and_an_absent_ml
     spec = TrainSpec(
         profile="demo",
         epochs=_EPOCHS,
-        iterations=20,
+        iterations=8,
         validation_iterations=1,
         n_folds=2,
         test_fraction=0.3,
@@ -167,7 +167,7 @@ def test_training_survives_a_kill_a_worker_that_is_told_to_stop_and_an_absent_ml
     platform.supervisor.start(worker)
     _reach(epochs, seen + 3)
     assert seen + 3 < _EPOCHS, "too late to take MLflow away"
-    _restart(platform, "mlflow", away_s=60)
+    _restart(platform, "mlflow", away_s=30)
     ended = platform.ended(flow_run, 500)
     assert ended.state_name == "Completed", ended.state
     platform.run("reconcile")  # sweeps what a fold that ended without MLflow left in its journal
