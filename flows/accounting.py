@@ -40,11 +40,11 @@ def begin(settings: Settings, flow: str, parameters: dict[str, Any]) -> Run:
     return riding_out(lambda: Run.begin(settings, flow, parameters, external_id), settings.patience_s)
 
 
-def settle(run: Run, stage: str, backlog: Backlog) -> State[Accounting]:
-    """End a run whose shards wrote to the ledger."""
+def settle(run: Run, stage: str, backlog: Backlog, cautions: Sequence[str] = ()) -> State[Accounting]:
+    """End a run whose shards wrote to the ledger; `cautions` are shown with its sum."""
     accounting, shown = riding_out(lambda: run.settle(backlog), run.settings.patience_s)
     remarks = [f"{count} of the skipped: {reason}" for reason, count in backlog.notes.items() if count]
-    return end(run, stage, accounting, shown, remarks)
+    return end(run, stage, accounting, shown, [*cautions, *remarks])
 
 
 def settle_cases(run: Run, stage: str, case_ids: Sequence[str]) -> tuple[Accounting, State[Accounting]]:

@@ -35,8 +35,8 @@ def infer(shard_size: Size = 0, dask_address: str = "") -> State[Accounting]:
     with begin(settings, "infer", {"model": model.name, "version": model.version}) as run:
         backlog = step.backlog(settings, model)
         fan_out(run, backlog, task=stages.infer_shard, stage="infer", size=size, dask_address=dask_address)
-        show_results(settings, run.run_id, model.version)
-        return settle(run, "infer", backlog)
+        show_results(settings, run.run_id, model)
+        return settle(run, "infer", backlog, model.cautions)
 
 
 @flow(name="infer-shard", timeout_seconds=DAY_S)

@@ -6,19 +6,21 @@ from typing import Any
 
 from retroln.catalog.records import PredictionRecord
 from retroln.settings import Settings
+from retroln.steps.infer import Champion
 from retroln.steps.workspace import Workspace, open_workspace
 from tasks.artifacts import show_rows
 
 _ROWS = 200  # each row carries a signed address
 
 
-def show_results(settings: Settings, run_id: int, version: int) -> None:
+def show_results(settings: Settings, run_id: int, model: Champion) -> None:
     """One row per case that this run inferred: nodes, the largest, and the page."""
     workspace = open_workspace(settings)
     found = workspace.catalog.predictions_of_run(run_id, _ROWS)
     rows = [_row(workspace, case_id, prediction) for case_id, prediction in found]
     hours = f"links work for {settings.page_link_h:g} h" if settings.store_uri.startswith("s3") else "files"
-    show_rows("infer-results", rows, f"Findings of version {version}; {hours}. Research only.")
+    said = [f"Findings of version {model.version}; {hours}.", *model.cautions, "Research only."]
+    show_rows("infer-results", rows, " ".join(said))
 
 
 def _row(workspace: Workspace, case_id: str, prediction: PredictionRecord) -> dict[str, Any]:

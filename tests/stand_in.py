@@ -19,7 +19,9 @@ POOR = {**GOOD, "sensitivity_ge10mm": 0.5}
 _DATASET = "d" * 64
 
 
-def register(settings: Settings, folder: Path, figures: dict[str, Any] = GOOD) -> int:
+def register(
+    settings: Settings, folder: Path, figures: dict[str, Any] = GOOD, *, stand_in: str | None = None
+) -> int:
     """A version of its own under the alias `candidate`; its files are made in `folder`."""
     folder.mkdir(parents=True)
     (folder / "stand-in.txt").write_text(folder.name)
@@ -29,7 +31,7 @@ def register(settings: Settings, folder: Path, figures: dict[str, Any] = GOOD) -
             promote.SUMMARY_TAG: json.dumps(figures),
             promote.TEST_HASH_TAG: hash_of_test_set(record),
             promote.DATASET_TAG: record.version,
-            promote.SPEC_TAG: "{}",
+            promote.SPEC_TAG: json.dumps({"stand_in": stand_in} if stand_in else {}),
         }
         version = registry.register(folder, run.run_id, tags)
     registry.set_alias("candidate", version)

@@ -98,6 +98,8 @@ def infer(limit: int | None) -> None:
         step.infer(settings, model, left, run_id=run.run_id, owner=this_process(), on_outcome=tell)
         if trained_on := backlog.notes[step.TRAINED_ON]:
             click.echo(f"{trained_on} skipped: version {model.version} was trained on them")
+        for caution in model.cautions:
+            click.echo(caution)
         _settle(run, backlog, limit)
 
 

@@ -37,9 +37,13 @@ def predict(
     arithmetic: AskedArithmetic,
 ) -> None:
     """Find nodes in one CT: crop referenced to L2, predict, paste back, write one label per node."""
+    from retroln.nnunet.bundle import stand_in_caution
     from retroln.steps.predict import predict_file
 
-    count = predict_file(
+    report = predict_file(
         ct, vertebrae, bundle, output, label_ids=label_ids, device=device, arithmetic=arithmetic
     )
-    click.echo(f"{output}: {count} nodes")
+    for finding in report.findings:
+        click.echo(f"  {finding}")
+    caution = f". {stand_in_caution(report.stand_in)}" if report.stand_in else ""
+    click.echo(f"{output}: {report.nodes} nodes{caution}")

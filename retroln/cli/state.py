@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
 import click
 
+from retroln.errors import UserError
 from retroln.settings import Settings
+
+if TYPE_CHECKING:
+    from retroln.catalog.records import ScanRecord
+    from retroln.steps.workspace import Workspace
 
 
 @click.command()
@@ -13,12 +22,29 @@ def status(case: str | None) -> None:
     """Show how many scans are in which state and what is held back, or the whole story of CASE."""
     from rich.console import Console
 
-    from retroln.report.terminal import case_story, state_tables
+    from retroln.report.terminal import address_of, case_story, state_tables
     from retroln.steps.workspace import open_workspace
 
-    catalog = open_workspace(Settings()).catalog
-    for table in case_story(catalog, case) if case else state_tables(catalog):
+    workspace = open_workspace(Settings())
+    catalog = workspace.catalog
+    stand_in_of = partial(_stand_in_of, workspace)
+    for table in case_story(catalog, case, stand_in_of) if case else state_tables(catalog):
         Console().print(table)
+    if not case and not any(catalog.count_by_state().values()):
+        click.echo(f"{address_of(catalog)} holds no scan yet; `retroln ingest` takes them in")
+
+
+def _stand_in_of(workspace: Workspace, scan: ScanRecord) -> str | None:
+    """What the stand-in that made a scan's results was trained on; that MLflow cannot say is said, too."""
+    from retroln.steps.promote import stand_in_of
+
+    if not scan.predicted_version:
+        return None
+    settings = workspace.settings.model_copy(update={"model_name": scan.predicted_model})
+    try:
+        return stand_in_of(replace(workspace, settings=settings).registry.tags(scan.predicted_version))
+    except UserError as error:
+        return f"not known, {error}"
 
 
 @click.command()

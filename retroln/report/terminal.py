@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -13,7 +13,7 @@ from retroln.errors import NotFoundError
 
 if TYPE_CHECKING:  # SQLAlchemy comes with it, which the file tools do without
     from retroln.catalog.catalog import Catalog
-    from retroln.catalog.records import LandmarkReviewRecord, LandmarksRecord, ScanRecord
+    from retroln.catalog.records import LandmarkReviewRecord, LandmarksRecord, NodeRecord, ScanRecord
 
 _SHOWN = (
     "patient_id",
@@ -39,12 +39,28 @@ def state_tables(catalog: Catalog) -> list[Table]:
     return [counts, held] if held.row_count else [counts]
 
 
-def case_story(catalog: Catalog, case_id: str) -> list[Table]:
-    """The present scan of a case, everything that happened to it, and its nodes."""
+def address_of(catalog: Catalog) -> str:
+    """Which catalog this is: its URL without the password."""
+    return catalog.database.engine.url.set(password=None).render_as_string()
+
+
+def case_story(
+    catalog: Catalog, case_id: str, stand_in_of: Callable[[ScanRecord], str | None]
+) -> list[Table]:
+    """The present scan of a case, everything that happened to it, and its nodes.
+
+    Args:
+        stand_in_of: what the stand-in that made a scan's results was trained on; None for another model.
+
+    Raises:
+        NotFoundError: no such case in this catalog.
+    """
     scan = catalog.current_scan(case_id)
     if scan is None:
         raise NotFoundError(
-            f"no case {case_id!r}", fix="`retroln status` lists what is held; ids match whole"
+            f"no case {case_id!r}",
+            file=address_of(catalog),
+            fix="`retroln status` lists what is held; ids match whole",
         )
     facts = Table("what", "value", title=f"Case {case_id}")
     for name in _SHOWN:
@@ -56,11 +72,21 @@ def case_story(catalog: Catalog, case_id: str) -> list[Table]:
             f"{event.at:%Y-%m-%d %H:%M:%S}",
             *(str(v or "") for v in (event.from_state, event.to_state, event.reason)),
         )
-    found = Table("node", "short mm", "long mm", "volume mm3", "station", "RECIST", title="Nodes")
-    for node in catalog.nodes_of(scan.scan_id):
-        sizes = (f"{v:.1f}" for v in (node.short_axis_mm, node.long_axis_mm, node.volume_mm3))
-        found.add_row(str(node.label), *sizes, node.station or "", node.recist)
+    stand_in = stand_in_of(scan)
+    found = _node_table(catalog.nodes_of(scan.scan_id))
+    found.caption = f"stand-in: {stand_in}" if stand_in else None
     return [facts, events, found]
+
+
+def _node_table(nodes: Sequence[NodeRecord]) -> Table:
+    """One row per node; a column `station` only if one has a station, which takes an organ map."""
+    with_station = any(node.station for node in nodes)
+    places = ("level", "station") if with_station else ("level",)
+    table = Table("node", "short mm", "long mm", "volume mm3", *places, "RECIST", title="Nodes")
+    for node in nodes:
+        sizes = (f"{v:.1f}" for v in (node.short_axis_mm, node.long_axis_mm, node.volume_mm3))
+        table.add_row(str(node.label), *sizes, *(getattr(node, p) or "" for p in places), node.recist)
+    return table
 
 
 def queue_table(held: Sequence[tuple[ScanRecord, LandmarksRecord | None]]) -> Table:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,11 @@ from retroln.files import sha256_file
 from retroln.imaging import nifti
 from retroln.imaging.geometry import Grid
 from retroln.imaging.volume import Volume
-from retroln.nnunet.bundle import Contract
+from retroln.nnunet.bundle import Contract, stand_in_caution
 from retroln.nnunet.predict import Predictor
 from retroln.report.case_page import CasePage, case_page
 from retroln.settings import RoiSpec, Settings
-from retroln.steps import champion
+from retroln.steps import champion, promote
 from retroln.steps.case_objects import source_of, taking_back
 from retroln.steps.cases import OnOutcome
 from retroln.steps.claimed import Job, run_claimed
@@ -37,11 +37,21 @@ CHAMPION_CHANGED = "champion_changed"
 
 @dataclass(frozen=True)
 class Champion:
-    """The registered version in use, and the dataset that it was trained and tested on."""
+    """The registered version in use, and the dataset that it was trained and tested on.
+
+    Attributes:
+        stand_in: what a stand-in was trained on; None for a model that is none.
+    """
 
     name: str
     version: int
     dataset: DatasetRecord
+    stand_in: str | None = field(default=None, kw_only=True)
+
+    @property
+    def cautions(self) -> list[str]:
+        """What must be said beside its results."""
+        return [stand_in_caution(self.stand_in)] if self.stand_in else []
 
 
 @dataclass(frozen=True)
@@ -66,14 +76,15 @@ def find_champion(settings: Settings) -> Champion:
         raise NotFoundError(
             f"model {settings.model_name} has no champion", fix="train and promote a version first"
         )
-    dataset = workspace.catalog.dataset(workspace.registry.tags(version)["dataset.version"])
-    return Champion(settings.model_name, version, dataset)
+    tags = workspace.registry.tags(version)
+    dataset = workspace.catalog.dataset(tags[promote.DATASET_TAG])
+    return Champion(settings.model_name, version, dataset, stand_in=promote.stand_in_of(tags))
 
 
 def fetch(settings: Settings, found: Champion) -> Model:
     """Bring a version's bundle to this machine's disk (once); errors as `MlflowRegistry.fetch`."""
     bundle_dir = open_workspace(settings).registry.fetch(found.version, settings.work_dir / "models")
-    return Model(found.name, found.version, found.dataset, bundle_dir)
+    return Model(found.name, found.version, found.dataset, bundle_dir, stand_in=found.stand_in)
 
 
 def backlog(settings: Settings, model: Champion) -> Backlog:
@@ -281,7 +292,7 @@ def _page(
 
 def _cautions(model: Champion, contract: Contract, history: CaseHistory) -> list[str]:
     """What a reader must know before the nodes, beyond what the page sees in the region itself."""
-    found = [f"The model is a stand-in, {contract.stand_in}."] if contract.stand_in else []
+    found = [stand_in_caution(contract.stand_in)] if contract.stand_in else []
     landmarks = history.landmarks
     if landmarks and any(finding.startswith("stand_in:") for finding in landmarks.findings):
         found.append("The vertebrae were labelled by stand-in weights, which know phantoms alone.")

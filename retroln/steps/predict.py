@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,21 @@ from retroln.imaging.geometry import require_same_grid
 from retroln.settings import AskedArithmetic, Device, LabelScheme
 
 
+@dataclass(frozen=True)
+class PredictReport:
+    """What was found in a CT and on what terms.
+
+    Attributes:
+        nodes: how many.
+        findings: remarks on the vertebrae, `code: text`.
+        stand_in: what a stand-in model was trained on; None for a model that is none.
+    """
+
+    nodes: int
+    findings: tuple[str, ...]
+    stand_in: str | None
+
+
 def predict_file(
     ct: Path,
     vertebrae: Path,
@@ -23,8 +39,8 @@ def predict_file(
     label_ids: LabelScheme,
     device: Device = "auto",
     arithmetic: AskedArithmetic = "auto",
-) -> int:
-    """Write a label map (one label per node, 1..n) on the grid of `ct`; returns the number of nodes.
+) -> PredictReport:
+    """Write a label map (one label per node, 1..n) on the grid of `ct`.
 
     Raises:
         InputError: unusable CT or landmarks, or grids that do not agree.
@@ -42,4 +58,4 @@ def predict_file(
     predicted = predictor.predict(volume.crop(region.box))
     found = nodes.findings(predicted, predictor.contract.min_finding_mm3).astype(np.uint16)
     nifti.write(output, roi.paste(found, region), region.source)
-    return int(found.max())
+    return PredictReport(int(found.max()), assessment.findings, predictor.contract.stand_in)

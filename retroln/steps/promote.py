@@ -55,6 +55,15 @@ def find_trained(settings: Settings, spec: TrainSpec, record: DatasetRecord) -> 
     return same[0] if same else None
 
 
+def stand_in_of(tags: Mapping[str, str]) -> str | None:
+    """What a version that is a stand-in was trained on, by its tags; None for one that is none."""
+    try:
+        spec = json.loads(tags.get(SPEC_TAG, ""))
+    except ValueError:
+        return None
+    return spec.get("stand_in") if isinstance(spec, dict) else None
+
+
 def _is_of(tags: Mapping[str, str], spec: TrainSpec) -> bool:
     try:
         return bool(json.loads(tags.get(SPEC_TAG, "")) == spec.recorded())

@@ -184,12 +184,15 @@ def test_refused_training_fails_its_flow_and_does_not_stay_running(settings: Set
 
 
 def test_inference_with_nothing_to_do_downloads_no_model(
-    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, client: SyncPrefectClient
 ) -> None:
-    version = register(settings, tmp_path / "bundle")
+    version = register(settings, tmp_path / "bundle", stand_in="trained on phantoms")
     promote.promote(settings, version, reviewer="Dr A", comment="to test the flow")
     monkeypatch.setattr(MlflowRegistry, "fetch", lambda *_: pytest.fail("the bundle was fetched"))
-    assert _run(infer, settings).is_completed()
+    state = _run(infer, settings)
+    assert state.is_completed()
+    shown = _artifacts(client, state.state_details.flow_run_id)["infer-summary"]
+    assert "The model is a stand-in, trained on phantoms." in shown
     assert _last_run(settings).parameters["version"] == version
     assert _stored(_last_run(settings)) == Accounting(0)
 

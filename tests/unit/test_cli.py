@@ -13,8 +13,12 @@ from pathlib import Path
 import pytest
 
 from retroln.cli import cli
+from retroln.cli.state import _stand_in_of
+from retroln.report.terminal import case_story
 from retroln.settings import Settings
 from retroln.steps.workspace import open_workspace
+from tests.stand_in import register
+from tests.way import ingest_and_prepare
 
 COMMANDS = list(cli.list_commands(None))  # type: ignore[arg-type]
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -196,6 +200,48 @@ def test_quarantine_is_listed_and_no_failure(retroln: Command, deliver: Callable
     assert "truncated" in story
     assert retroln("requeue", "BAD").stdout.startswith("BAD is ")
     assert retroln("ingest").returncode == 0
+
+
+def _record_results(settings: Settings, version: int, **place: str) -> None:
+    """One node in CASE, found by a version."""
+    catalog = open_workspace(settings).catalog
+    scan = catalog.current_scan("CASE")
+    assert scan is not None
+    sizes = {"volume_mm3": 700.0, "short_axis_mm": 11.0, "long_axis_mm": 14.0}
+    node = {"label": 1, **sizes, "centroid_world_mm": [0, 0, 0], "recist": "non_target", **place}
+    results = {"label_key": "l", "page_key": None, "run_id": None, "nodes": [node]}
+    catalog.record_prediction(scan.scan_id, model_name="retroln", version=version, **results)
+
+
+def test_the_story_of_a_case_says_where_nodes_lie_and_that_a_stand_in_found_them(
+    retroln: Command, deliver: Callable[..., Path], settings: Settings, tmp_path: Path
+) -> None:
+    deliver("CASE", "P1")
+    ingest_and_prepare(settings)
+    version = register(settings, tmp_path / "model", stand_in="trained on phantoms")
+    _record_results(settings, version, level="L3")
+    story = retroln("status", "CASE").stdout
+    assert "level" in story and "L3" in story and "station" not in story
+    assert "stand-in: trained on phantoms" in story
+
+
+def test_the_story_shows_stations_where_there_are_some_and_what_is_not_known_of_the_model(
+    deliver: Callable[..., Path], settings: Settings
+) -> None:
+    deliver("CASE", "P1")
+    ingest_and_prepare(settings)
+    _record_results(settings, 1, level="L3", station="paracaval")
+    workspace = open_workspace(settings)
+    nodes = case_story(workspace.catalog, "CASE", lambda _: None)[-1]
+    cells = {column.header: list(column.cells) for column in nodes.columns}
+    assert (cells["level"], cells["station"], nodes.caption) == (["L3"], ["paracaval"], None)
+    nodes = case_story(workspace.catalog, "CASE", partial(_stand_in_of, workspace))[-1]
+    assert str(nodes.caption).startswith("stand-in: not known, ")
+
+
+def test_an_empty_catalog_is_named(retroln: Command, tmp_path: Path) -> None:
+    assert f"sqlite:///{tmp_path}/catalog.db holds no scan yet" in retroln("status").stdout
+    _require_one_line(retroln("status", "NOBODY"), 7, f"sqlite:///{tmp_path}/catalog.db: no case 'NOBODY'")
 
 
 def test_limit_leaves_the_rest_and_says_so(retroln: Command, deliver: Callable[..., Path]) -> None:

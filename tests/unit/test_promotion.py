@@ -171,3 +171,9 @@ def test_decision_without_reviewer_or_comment_is_refused_before_anything_happens
             attempt()
     assert registry.versions() == before
     assert _audits(settings) == []
+
+
+@pytest.mark.parametrize("tag", ["", "no json", "[]", "{}", '{"stand_in": null}'])
+def test_a_version_whose_tags_name_no_stand_in_is_none(tag: str) -> None:
+    assert promote.stand_in_of({promote.SPEC_TAG: tag}) is None
+    assert promote.stand_in_of({}) is None

@@ -1,0 +1,61 @@
+"""`retroln predict` on files: what it says beside the number of nodes. The network itself is a fake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from spine import grid_ras, spine_labels
+
+from retroln.cli.predict import predict
+from retroln.engine import warm
+from retroln.imaging import nifti
+from retroln.imaging.volume import Volume
+from retroln.nnunet.bundle import Contract
+from retroln.settings import Hu, RoiSpec
+
+
+class OneNode:
+    """Finds a cube of 4 voxels a side in every crop."""
+
+    def __init__(self, stand_in: str | None) -> None:
+        self.contract = Contract(hu=Hu(), roi=RoiSpec(), stand_in=stand_in)
+
+    def predict(self, ct: Volume) -> Volume:
+        found = np.zeros(ct.grid.shape, np.uint8, order="F")
+        found[5:9, 5:9, 5:9] = 1
+        return ct.with_array(found)
+
+
+def say(folder: Path, stand_in: str | None, monkeypatch: pytest.MonkeyPatch) -> tuple[str, np.ndarray]:
+    """What the command prints, and the label map that it writes."""
+    monkeypatch.setattr(warm, "predictor_for", lambda *_: OneNode(stand_in))
+    labels, grid = spine_labels(), grid_ras()
+    ct = np.where(labels > 0, 700, -100).astype(np.int16, order="F")
+    ct[0, 0, 0] = -1000
+    for name, array in (("ct", ct), ("vertebrae", labels)):
+        nifti.write(folder / f"{name}.nii.gz", array, grid)
+    files = [f"--{name}={folder}/{name}.nii.gz" for name in ("ct", "vertebrae", "output")]
+    ran = CliRunner().invoke(predict, [*files, f"--bundle={folder}"], catch_exceptions=False)
+    assert ran.exit_code == 0
+    return ran.output, nifti.read_labels(folder / "output.nii.gz").array
+
+
+def test_a_stand_in_says_so_beside_what_it_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said, labels = say(tmp_path, "trained on synthetic phantoms", monkeypatch)
+    assert said.splitlines()[-1].endswith(
+        "output.nii.gz: 1 nodes. The model is a stand-in, trained on synthetic phantoms."
+    )
+    assert np.count_nonzero(labels) == 64
+
+
+def test_a_model_that_is_none_says_the_number_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said, _ = say(tmp_path, None, monkeypatch)
+    assert said.splitlines()[-1].endswith("output.nii.gz: 1 nodes")
+
+
+def test_an_unanchored_spine_passes_with_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said, _ = say(tmp_path, None, monkeypatch)
+    assert "  unanchored: neither a sacral S1 nor ribs confirm the numbering" in said.splitlines()
