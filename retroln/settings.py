@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import os
 import re
+from difflib import get_close_matches
+from math import inf
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings import SettingsError as SourceError
 
@@ -27,6 +37,8 @@ SeriesCriterion = Literal["orientation", "kernel", "coverage", "phase", "thickne
 class RoiSpec(Spec):
     """Size of the region in millimetres along the array axes, referenced to L2 (docs/reference)."""
 
+    model_config = ConfigDict(extra="forbid")
+
     behind_mm: float = Field(30.0, gt=0, description="from L2's anterior margin towards the back")
     ahead_mm: float = Field(150.0, gt=0, description="from L2's anterior margin towards the front")
     lateral_mm: float = Field(150.0, gt=0, description="full left-right width, centred on L2")
@@ -35,14 +47,22 @@ class RoiSpec(Spec):
 class Hu(Spec):
     """The Hounsfield window that is scaled to 0..1; stored with every model."""
 
+    model_config = ConfigDict(extra="forbid")
+
     low: float = -1000.0
     high: float = 400.0
+
+    @model_validator(mode="after")
+    def _is_window(self) -> Self:
+        if not -inf < self.low < self.high < inf:
+            raise ValueError(f"LOW must be below HIGH, got {self.low:g} {self.high:g}")
+        return self
 
 
 class SeriesRule(BaseModel):
     """Which of a study's CT series is taken when nobody names one (docs/reference/dicom.md)."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     order: tuple[SeriesCriterion, ...] = Field(
         ("orientation", "kernel", "coverage", "phase", "thickness", "original", "slices"),
@@ -62,6 +82,8 @@ class SeriesRule(BaseModel):
 class TotalSegSpec(Spec):
     """How TotalSegmentator finds the vertebrae of a CT that came without them."""
 
+    model_config = ConfigDict(extra="forbid")
+
     weights: str | None = Field(
         None,
         pattern=r"^[0-9a-f]{64}$",
@@ -80,7 +102,7 @@ class TotalSegSpec(Spec):
 class GateSpec(BaseModel):
     """What a candidate must reach on the locked test set before a person may approve it."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     min_test_patients: int = Field(6, ge=1, description="fewer say too little")
     min_sensitivity_ge10mm: float = Field(
@@ -242,7 +264,11 @@ def env_files() -> tuple[Path, ...]:
 def _unusable(error: ValidationError) -> SettingsError:
     """The first thing wrong, under the variable's name; a secret's value is not shown."""
     found = error.errors(include_url=False)[0]
-    name = "RETROLN_" + "__".join(str(piece) for piece in found["loc"]).upper()
+    name = _variable(*found["loc"])
+    if found["type"] == "extra_forbidden":
+        return _misspelt(name, str(found["loc"][0]))
+    if isinstance(found["input"], dict):  # of a group as a whole
+        name += "__..."
     secret = any(
         word in name
         for word in ("SECRET", "ACCESS_KEY", "PSEUDONYM_KEY", "PASSWORD", "NOTIFY_URL", "CATALOG_URL")
@@ -250,7 +276,24 @@ def _unusable(error: ValidationError) -> SettingsError:
     got = None if secret else repr(found["input"])
     return SettingsError(
         f"{name} cannot be used",
-        expected=found["msg"].removeprefix("Input should be "),
+        expected=found["msg"].removeprefix("Input should be ").removeprefix("Value error, "),
         got=got,
         fix=f"correct {name} in the environment or in .env",
     )
+
+
+def _misspelt(name: str, group: str) -> SettingsError:
+    """A field that its group does not have: left unread, its default would hold without a word."""
+    fields = type(Settings.model_fields[group].default).model_fields
+    names = [_variable(group, field) for field in fields]
+    near = get_close_matches(name, names, n=1) or names
+    return SettingsError(
+        f"{name} is no setting",
+        expected=", ".join(near),
+        fix="correct its name in the environment or in .env",
+    )
+
+
+def _variable(*path: object) -> str:
+    """Name of the variable that a field is read from."""
+    return "RETROLN_" + "__".join(str(piece) for piece in path).upper()
