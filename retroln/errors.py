@@ -121,6 +121,11 @@ class MissingExtraError(UserError):
     exit_code = 5
 
 
+def install_from_checkout(extra: str) -> str:
+    """How to install an optional part: RetroLN is on no package index."""
+    return f"in the checkout `pip install -c constraints.txt -e '.[{extra}]'`, or `make setup` for all"
+
+
 class GateError(UserError):
     """A promotion or training gate refused."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from difflib import get_close_matches
 from math import inf
 from pathlib import Path
@@ -261,6 +262,29 @@ def env_files() -> tuple[Path, ...]:
     return LOCAL_STACK, Path(".env")
 
 
+def misspelt() -> dict[str, str]:
+    """Variables that look like a setting and are none, with the one that each may be meant for.
+
+    Other programs read `RETROLN_` variables of their own, and containers some that end in `_FILE`.
+    """
+    lines = [f"{name}=" for name in os.environ]
+    lines += [path.read_text("utf-8", "replace") for path in env_files() if path.is_file()]
+    given = re.findall(r"^\s*(?:export\s+)?RETROLN_(\w+)\s*=", "\n".join(lines), re.IGNORECASE | re.MULTILINE)
+    names = {name.removeprefix("RETROLN_") for name in _variables(Settings)}
+    others = sorted({name.upper() for name in given if not name.upper().endswith("_FILE")} - names)
+    near = {name: get_close_matches(name, names, n=1, cutoff=0.8) for name in others}
+    return {f"RETROLN_{name}": f"RETROLN_{found[0]}" for name, found in near.items() if found}
+
+
+def _variables(model: type[BaseModel], *path: str) -> Iterator[str]:
+    """Names of all variables that a field of the model is read from."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.default, BaseModel):
+            yield from _variables(type(field.default), *path, name)
+        else:
+            yield _variable(*path, name)
+
+
 def _unusable(error: ValidationError) -> SettingsError:
     """The first thing wrong, under the variable's name; a secret's value is not shown."""
     found = error.errors(include_url=False)[0]
@@ -284,8 +308,7 @@ def _unusable(error: ValidationError) -> SettingsError:
 
 def _misspelt(name: str, group: str) -> SettingsError:
     """A field that its group does not have: left unread, its default would hold without a word."""
-    fields = type(Settings.model_fields[group].default).model_fields
-    names = [_variable(group, field) for field in fields]
+    names = list(_variables(type(Settings.model_fields[group].default), group))
     near = get_close_matches(name, names, n=1) or names
     return SettingsError(
         f"{name} is no setting",

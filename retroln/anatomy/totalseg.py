@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retroln.anatomy.totalseg_weights import PLANS, Weights
-from retroln.errors import MissingExtraError, NotFoundError, UserError
+from retroln.errors import MissingExtraError, NotFoundError, UserError, install_from_checkout
 from retroln.files import write_json
 from retroln.imaging.geometry import Grid, VoxelBox, require_same_grid, upright
 from retroln.imaging.volume import Volume
@@ -59,7 +59,7 @@ def require_installed() -> None:
         found = "not installed"
     if found != VERSION:
         raise MissingExtraError(
-            f"TotalSegmentator {VERSION} is needed", got=found, fix="pip install 'retroln[landmarks]'"
+            f"TotalSegmentator {VERSION} is needed", got=found, fix=install_from_checkout("landmarks")
         )
 
 

@@ -9,7 +9,13 @@ from contextlib import suppress
 from importlib.util import find_spec
 
 from retroln.cli.finding import Finding, tried
-from retroln.errors import ConflictError, IntegrityError, MissingExtraError, UnavailableError
+from retroln.errors import (
+    ConflictError,
+    IntegrityError,
+    MissingExtraError,
+    UnavailableError,
+    install_from_checkout,
+)
 from retroln.settings import Settings
 from retroln.storage.base import ObjectStore
 from retroln.storage.open import open_store
@@ -65,9 +71,9 @@ def _use_catalog(settings: Settings) -> str:
     """Log in, migrate to head, write, and compare clocks."""
     from sqlalchemy import text
 
-    from retroln.steps.workspace import open_workspace
+    from retroln.steps.workspace import open_catalog
 
-    catalog = open_workspace(settings).catalog
+    catalog = open_catalog(settings)
     catalog.release_all("retroln doctor")  # nobody's claims: it needs the right to write and changes nothing
     with catalog.database.engine.connect() as connection:
         revision = connection.scalar(text("SELECT version_num FROM alembic_version"))
@@ -85,7 +91,7 @@ def _use_catalog(settings: Settings) -> str:
 def _use_mlflow(settings: Settings) -> str:
     """Log in, read the registry, and say whether this login may move aliases; changes nothing."""
     if find_spec("mlflow") is None:
-        raise MissingExtraError("MLflow is not installed", fix="pip install 'retroln[train]'")
+        raise MissingExtraError("MLflow is not installed", fix=install_from_checkout("train"))
     from retroln.tracking.rights import rights
 
     found = rights(settings)

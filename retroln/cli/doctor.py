@@ -12,8 +12,8 @@ import click
 
 from retroln.cli.finding import Finding, tried
 from retroln.cli.machine import folder_finding, machine_findings
-from retroln.errors import SettingsError
-from retroln.settings import Settings
+from retroln.errors import SettingsError, install_from_checkout
+from retroln.settings import Settings, misspelt
 
 _EXTRAS = {
     "boto3": "s3",
@@ -35,7 +35,7 @@ _SHADOWS = ("argparse", "unittest2", "traceback2", "linecache2")
 @click.option("--servers", is_flag=True, help="Use every server as the platform does: write, read, log in.")
 def doctor(servers: bool) -> None:
     """Say what works on this machine and the fix for what does not."""
-    findings = [*_versions(), *_traps(), *machine_findings(), _gpu(), *_places(servers)]
+    findings = [*_versions(), *_traps(), *machine_findings(), _gpu(), *_misspelt(), *_places(servers)]
     for finding in findings:
         mark = "ok  " if finding.well else "FIX "
         click.echo(
@@ -63,7 +63,7 @@ def _versions() -> Iterator[Finding]:
     for package, extra in _EXTRAS.items():
         found = _installed(package)
         # an absent extra is a choice, not a fault
-        yield Finding(package, True, found or f"not installed (pip install 'retroln[{extra}]' brings it)")
+        yield Finding(package, True, found or f"not installed ({install_from_checkout(extra)})")
 
 
 def _traps() -> Iterator[Finding]:
@@ -101,6 +101,12 @@ def _arithmetic(settings: Settings) -> Iterator[Finding]:
         )
 
 
+def _misspelt() -> Iterator[Finding]:
+    """Variables that no setting has and that look like one."""
+    for name, meant in misspelt().items():
+        yield Finding(name, False, "no setting has this name", f"call it {meant}, or unset it")
+
+
 def _places(servers: bool) -> Iterator[Finding]:
     """Where the settings point to: a look at each place, or real use of each."""
     try:
@@ -136,22 +142,23 @@ def _weights(settings: Settings) -> str:
     return f"{settings.totalseg.quality}, {kind} {bundle.sha256[:16]} in the store"
 
 
-def _look_into(uri: str, settings: Settings) -> object:
+def _look_into(uri: str, settings: Settings, *, read_only: bool) -> object:
     """The first object of a store, if it has any."""
     from retroln.storage.open import open_store
 
-    return next(open_store(uri, settings).list(), None)
+    return next(open_store(uri, settings, read_only=read_only).list(), None)
 
 
 def _answers(settings: Settings) -> Iterator[Finding]:
-    from retroln.steps.workspace import open_workspace
+    from retroln.steps.workspace import open_catalog
 
     for name, uri in (("source", settings.source_uri), ("store", settings.store_uri)):
-        yield tried(name, uri, partial(_look_into, uri, settings), f"RETROLN_{name.upper()}_URI")
+        use = partial(_look_into, uri, settings, read_only=name == "source")
+        yield tried(name, uri, use, f"RETROLN_{name.upper()}_URI")
     yield tried(
         "catalog",
         settings.catalog_url,
-        lambda: open_workspace(settings).catalog.count_by_state(),
+        lambda: open_catalog(settings).count_by_state(),
         "RETROLN_CATALOG_URL",
     )
     if _installed("mlflow"):

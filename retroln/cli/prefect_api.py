@@ -17,7 +17,13 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from retroln.cli import heartbeat
 from retroln.cli.finding import Finding, tried
-from retroln.errors import MissingExtraError, NotFoundError, SettingsError, UnavailableError
+from retroln.errors import (
+    MissingExtraError,
+    NotFoundError,
+    SettingsError,
+    UnavailableError,
+    install_from_checkout,
+)
 from retroln.settings import Settings, env_files
 
 _TIMEOUT_S = 10
@@ -102,7 +108,7 @@ def _wanted(path: Path) -> list[dict[str, Any]]:
     try:
         import yaml  # type: ignore[import-untyped]
     except ImportError as error:
-        raise MissingExtraError("PyYAML is missing", fix="pip install 'retroln[orchestrate]'") from error
+        raise MissingExtraError("PyYAML is missing", fix=install_from_checkout("orchestrate")) from error
     return list(yaml.safe_load(path.read_text("utf-8"))["deployments"])
 
 

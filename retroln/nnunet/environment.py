@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from retroln import machine
-from retroln.errors import MissingExtraError
+from retroln.errors import MissingExtraError, install_from_checkout
 
 # nnU-Net reads these two counts when it is imported; its own defaults (8 and 12) suit a GPU server.
 _PROCESSES = ("nnUNet_def_n_proc", "nnUNet_n_proc_DA")
@@ -76,5 +76,5 @@ def _require_installed() -> None:
             importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError as error:
             raise MissingExtraError(
-                f"{package} is not installed", fix="pip install 'retroln[train]' (or 'retroln[infer]')"
+                f"{package} is not installed", fix=install_from_checkout("train")
             ) from error

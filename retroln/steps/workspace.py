@@ -55,10 +55,15 @@ class Workspace:
 @lru_cache(maxsize=4)
 def open_workspace(settings: Settings) -> Workspace:
     """Open the catalog and both stores; one workspace per settings and process."""
-    password = settings.catalog_password
     return Workspace(
         settings=settings,
-        catalog=Catalog.open(settings.catalog_url, password.get_secret_value() if password else None),
+        catalog=open_catalog(settings),
         source=open_store(settings.source_uri, settings, read_only=True),
         store=open_store(settings.store_uri, settings),
     )
+
+
+def open_catalog(settings: Settings) -> Catalog:
+    """The catalog alone, whatever the stores are; errors as `Catalog.open`."""
+    password = settings.catalog_password
+    return Catalog.open(settings.catalog_url, password.get_secret_value() if password else None)

@@ -12,7 +12,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from retroln.errors import MissingExtraError, NotFoundError, SettingsError
+from retroln.errors import MissingExtraError, NotFoundError, SettingsError, install_from_checkout
 from retroln.files import atomic_path, naming_disk_refusals, sha256_bytes, sha256_file
 from retroln.settings import Settings
 from retroln.storage import s3_refusals
@@ -43,7 +43,7 @@ def open_s3(place: str, settings: Settings, *, read_only: bool = False) -> S3Sto
         import boto3
         from botocore.config import Config
     except ImportError as error:
-        raise MissingExtraError("s3:// needs boto3", fix="pip install 'retroln[s3]'") from error
+        raise MissingExtraError("s3:// needs boto3", fix=install_from_checkout("s3")) from error
     bucket, _, prefix = place.strip("/").partition("/")
     safe_prefix(prefix)
     config = Config(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import SecretStr
 
-from retroln.errors import MissingExtraError, RefusedError
+from retroln.errors import MissingExtraError, RefusedError, install_from_checkout
 from retroln.machine import require_home
 from retroln.settings import Settings
 from retroln.tracking.refusals import refusal
@@ -80,9 +80,7 @@ class Connection:
         try:
             from mlflow import MlflowClient
         except ImportError as error:
-            raise MissingExtraError(
-                "MLflow is not installed", fix="pip install 'retroln[train]' or 'retroln[infer]'"
-            ) from error
+            raise MissingExtraError("MLflow is not installed", fix=install_from_checkout("train")) from error
         for name in _CHATTY:
             logging.getLogger(name).setLevel(logging.WARNING)
         if self.uri.startswith(_SQLITE):

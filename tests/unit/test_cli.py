@@ -8,11 +8,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import pytest
 
 from retroln.cli import cli
+from retroln.cli.doctor import _answers, _misspelt
 from retroln.cli.state import _stand_in_of
 from retroln.report.terminal import case_story
 from retroln.settings import Settings
@@ -254,14 +256,33 @@ def test_limit_leaves_the_rest_and_says_so(retroln: Command, deliver: Callable[.
     assert "1 done + 1 skipped" in retroln("prepare").stdout
 
 
-def test_doctor_is_well_on_an_embedded_workspace(retroln: Command) -> None:
+def test_doctor_is_well_on_an_embedded_workspace(retroln: Command, tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
     found = retroln("doctor")
     assert found.returncode == 0, found.stdout
     for name in ("python", "source", "store", "catalog", "mlflow"):
         assert any(line.startswith("ok") and f" {name}" in line for line in found.stdout.splitlines())
 
 
+@pytest.mark.parametrize("address", ["file:///no/such/folder", "/nosuch"])
+def test_doctor_names_a_source_that_is_none_and_blames_nothing_else(settings: Settings, address: str) -> None:
+    findings = _answers(settings.model_copy(update={"source_uri": address}))
+    source, store, catalog = islice(findings, 3)
+    assert (source.name, store.name, catalog.name) == ("source", "store", "catalog")
+    assert (source.well, store.well, catalog.well) == (False, True, True)
+    assert source.seen.startswith(f"{address}: ")
+    assert "RETROLN_SOURCE_URI" in source.fix
+
+
+def test_doctor_names_a_variable_that_looks_like_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RETROLN_PROCESES", "8")
+    (finding,) = _misspelt()
+    assert (finding.name, finding.well) == ("RETROLN_PROCESES", False)
+    assert finding.fix == "call it RETROLN_PROCESSES, or unset it"
+
+
 def test_doctor_names_what_is_broken_and_its_fix(retroln: Command, tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
     (tmp_path / "file").write_text("not a folder")
     found = retroln("doctor", RETROLN_CATALOG_URL=f"sqlite:///{tmp_path}/file/catalog.db")
     assert found.returncode == 11

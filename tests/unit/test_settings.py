@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from retroln.errors import SettingsError
-from retroln.settings import Hu, Settings
+from retroln.settings import Hu, Settings, misspelt
 
 
 def test_a_file_that_is_named_wins_over_dotenv_which_wins_over_the_stacks(
@@ -61,3 +61,23 @@ def test_a_misspelt_field_of_a_group_is_refused_and_the_nearest_named(
     monkeypatch.setenv(misspelt, "0.9")
     with pytest.raises(SettingsError, match=f"^{misspelt} is no setting; expected: {meant}; fix: "):
         Settings()
+
+
+def test_names_that_look_like_a_setting_are_told_from_those_that_others_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (
+        "RETROLN_STACK_PORT",
+        "RETROLN_MLFLOW_PASSWORD_FILE",
+        "RETROLN_REAL_DATA",
+        "RETROLN_HU__LOW",
+    ):
+        monkeypatch.setenv(name, "1")
+    assert misspelt() == {}
+    (tmp_path / "own.env").write_text("export RETROLN_ROI_AHEAD_MM=160\n# RETROLN_PROCESES=8\n")
+    monkeypatch.setenv("RETROLN_ENV_FILE", str(tmp_path / "own.env"))
+    monkeypatch.setenv("RETROLN_LABELID", "verse")
+    assert misspelt() == {
+        "RETROLN_LABELID": "RETROLN_LABEL_IDS",
+        "RETROLN_ROI_AHEAD_MM": "RETROLN_ROI__AHEAD_MM",
+    }

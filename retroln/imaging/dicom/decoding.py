@@ -14,7 +14,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from retroln.errors import InputError, MissingExtraError
+from retroln.errors import InputError, MissingExtraError, install_from_checkout
 from retroln.imaging.dicom.codestream import Image, image_of
 from retroln.imaging.dicom.headers import (
     is_no_fault_of_the_file,
@@ -77,7 +77,7 @@ def require_codec(transfer_syntax: str) -> None:
     plugin = _DECODERS[transfer_syntax]
     module = {"gdcm": "gdcm", "pyjpegls": "jpeg_ls"}.get(plugin)
     if module and find_spec(module) is None:
-        raise MissingExtraError(f"this encoding needs {plugin}", fix="pip install 'retroln[dicom]'")
+        raise MissingExtraError(f"this encoding needs {plugin}", fix=install_from_checkout("dicom"))
 
 
 def frames(path: Path, wanted: Sequence[int], transfer_syntax: str) -> Iterator[NDArray[Any]]:

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from retroln.errors import InputError, MissingExtraError, RetroLNError
+from retroln.errors import InputError, MissingExtraError, RetroLNError, install_from_checkout
 from retroln.imaging.dicom.bounds import require_bounded
 
 DIRECTORY = "1.2.840.10008.1.3.10"  # a DICOMDIR: it lists files and is no object
@@ -212,7 +212,7 @@ def load_pydicom() -> Any:
         import pydicom
         import pydicom.pixels
     except ImportError as error:
-        raise MissingExtraError("DICOM needs pydicom", fix="pip install 'retroln[dicom]'") from error
+        raise MissingExtraError("DICOM needs pydicom", fix=install_from_checkout("dicom")) from error
     return pydicom
 
 
