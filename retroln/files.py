@@ -50,6 +50,16 @@ def disk_refusal(error: OSError) -> UserError | None:
     return meaning.error("the disk", file=error.filename, got=error.strerror) if meaning else None
 
 
+def misplaced(error: OSError) -> UserError | None:
+    """What is wrong with a path where a file and a folder were mixed up; None for any other error."""
+    path, fix = error.filename2 or error.filename, "name another place"
+    if isinstance(error, NotADirectoryError | FileExistsError):
+        return UserError("on this path stands a file where a folder is needed", file=path, fix=fix)
+    if isinstance(error, IsADirectoryError):
+        return UserError("a folder stands where a file is needed", file=path, fix=fix)
+    return None
+
+
 @contextmanager
 def naming_disk_refusals() -> Iterator[None]:
     """Raise `OSError` that tells of the disk as `RefusedError` or `UnavailableError`; decorates, too."""

@@ -72,3 +72,7 @@ def cut_out(mask: NDArray[np.bool_], level: Level, origin: Sequence[int]) -> Ver
     start = tuple(a + b for a, b in zip(origin, inner.start, strict=True))
     stop = tuple(a + b for a, b in zip(origin, inner.stop, strict=True))
     return Vertebra(level, VoxelBox(start, stop), mask[inner.slices].copy())  # type: ignore[arg-type]
+
+
+STATED_BY = "--label-ids, RETROLN_LABEL_IDS or the column label_ids"
+"""Where a user says which scheme the ids of a label map are of: file tools, pipeline, one case."""

@@ -13,7 +13,7 @@ from itertools import pairwise
 import numpy as np
 
 from retroln.anatomy.level_facts import LevelFacts, drifts_mm
-from retroln.anatomy.levels import LEVEL_ORDER, LUMBAR, REGION_LEVELS, Level
+from retroln.anatomy.levels import LEVEL_ORDER, LUMBAR, REGION_LEVELS, STATED_BY, Level
 from retroln.anatomy.vertebrae import Vertebrae
 from retroln.errors import LandmarkError
 
@@ -69,7 +69,7 @@ def problems(facts: Facts, vertebrae: Vertebrae) -> Iterator[Problem]:
             "no lumbar vertebra is labelled",
             "L1 to L5",
             ", ".join(facts) or "no level",
-            "check --label-ids and the label map",
+            f"check the label map, and that {STATED_BY} says which ids it holds",
         )
         return
     sound = sound_levels(facts)

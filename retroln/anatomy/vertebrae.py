@@ -20,6 +20,7 @@ from retroln.anatomy.levels import (
     LEVEL_ORDER,
     LUMBAR,
     REGION_LEVELS,
+    STATED_BY,
     Level,
     Vertebra,
     cut_out,
@@ -185,7 +186,7 @@ def _require_one_label(labels: NDArray[Any], path: Path) -> None:
             file=path,
             expected="0 and one positive label",
             got=f"labels {values[:6].tolist()}",
-            fix="pass a combined label map as a file, with --label-ids",
+            fix=f"give a combined label map as one file, and say by {STATED_BY} which ids it holds",
         )
 
 

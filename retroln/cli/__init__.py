@@ -10,7 +10,7 @@ from typing import NoReturn
 import click
 
 from retroln.errors import UserError
-from retroln.files import disk_refusal
+from retroln.files import disk_refusal, misplaced
 from retroln.machine import share_threads
 
 _COMMANDS = {
@@ -75,9 +75,10 @@ def main() -> None:
     except UserError as error:
         _stop(error)
     except OSError as error:
-        if (refusal := disk_refusal(error)) is None:
+        mendable = disk_refusal(error) or misplaced(error)
+        if mendable is None:
             raise
-        _stop(refusal)
+        _stop(mendable)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

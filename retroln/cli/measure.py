@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -57,13 +59,11 @@ def measure(
     from retroln.anatomy import nodes
     from retroln.imaging import nifti
 
+    volume = nifti.read_labels(labels)
+    levels = _read_beside(volume, "vertebra map", vertebrae, partial(_read_vertebrae, scheme=label_ids))
+    stations = _read_beside(volume, "organ map", organs, nifti.read_labels)
     with naming(labels):
-        measured = nodes.measure(
-            nifti.read_labels(labels),
-            vertebrae=_read_vertebrae(vertebrae, label_ids),
-            organs=nifti.read_labels(organs) if organs else None,
-            instances=instances,
-        )
+        measured = nodes.measure(volume, vertebrae=levels, organs=stations, instances=instances)
     if output.suffix.lower() == ".csv":
         files.write_bytes(output, nodes.to_csv(measured).encode())
     else:
@@ -71,11 +71,23 @@ def measure(
     click.echo(f"{len(measured)} nodes -> {output}")
 
 
-def _read_vertebrae(path: Path | None, scheme: LabelScheme) -> Volume | None:
-    from retroln.anatomy import vertebrae
-    from retroln.imaging.volume import Volume
+def _read_beside(
+    labels: Volume, what: str, path: Path | None, read: Callable[[Path], Volume]
+) -> Volume | None:
+    """Another map on the grid of the node labels; errors name its own file."""
+    from retroln.imaging.geometry import require_same_grid
 
     if path is None:
         return None
+    with naming(path):
+        volume = read(path)
+        require_same_grid(labels.grid, volume.grid, what=what, reference_name="the label map")
+    return volume
+
+
+def _read_vertebrae(path: Path, scheme: LabelScheme) -> Volume:
+    from retroln.anatomy import vertebrae
+    from retroln.imaging.volume import Volume
+
     found = vertebrae.read(path, scheme)
     return Volume(found.to_label_map(), found.grid, found.grid)

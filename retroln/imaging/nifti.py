@@ -40,7 +40,7 @@ def read(path: Path) -> Volume:
     for float64 files. NaN is passed on (see `check_ct`).
 
     Raises:
-        NotFoundError: no such file.
+        NotFoundError: no such file, or a folder.
         InputError: `truncated`, `size_mismatch`, `too_large`, `not_nifti`, `not_3d`,
             `qform_sform_mismatch`.
         GeometryError: `bad_affine`.
@@ -148,8 +148,13 @@ def _head(path: Path) -> bytes:
                 return start[:HEADER_BYTES]
             start += stream.read(1 << 16)
         return bytes(_inflate(start, HEADER_BYTES)[0])
-    except (FileNotFoundError, IsADirectoryError) as error:
+    except FileNotFoundError as error:
         raise NotFoundError("no such file", file=path, fix="check the path") from error
+    except IsADirectoryError as error:
+        fix = "name one file; DICOM is taken in by `retroln ingest`"
+        raise NotFoundError(
+            "no such file", file=path, expected=".nii or .nii.gz", got="a folder", fix=fix
+        ) from error
     except zlib.error as error:
         raise _damaged(path, str(error)) from error
 

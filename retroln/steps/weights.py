@@ -213,7 +213,7 @@ def _pinned(settings: Settings) -> str:
         raise SettingsError(
             "no weights are pinned for TotalSegmentator",
             expected="RETROLN_TOTALSEG__WEIGHTS, the sha256 of a bundle",
-            got="nothing, with RETROLN_LANDMARKS=totalseg",
+            got="nothing",
             fix="`retroln weights import FOLDER` prints it; `retroln weights list` shows what the store has",
         )
     return settings.totalseg.weights

@@ -229,6 +229,12 @@ def test_paste_refuses_what_is_no_record(tmp_path: Path, content: str) -> None:
         paste_file(report.ct, report.roi, tmp_path / "back.png")
 
 
+def test_a_folder_of_dicom_is_told_from_a_missing_file(tmp_path: Path) -> None:
+    case = {**_case(tmp_path), "ct": tmp_path}
+    with pytest.raises(NotFoundError, match=r"expected: \.nii or \.nii\.gz; got: a folder; fix: .*DICOM"):
+        crop_files(**case, output_dir=tmp_path / "out")
+
+
 def _run_crop(folder: Path, *extra: str) -> Result:
     options = [item for name, path in _case(folder).items() for item in (f"--{name}", str(path))]
     return CliRunner().invoke(crop, [*options, "--output-dir", str(folder / "out"), *extra])

@@ -202,6 +202,8 @@ def test_no_lumbar_level_is_refused(levels: tuple[Level, ...]) -> None:
     with pytest.raises(LandmarkError) as caught:
         assess(spine(spine_labels(levels=levels)), unanchored="accept")
     assert caught.value.reason == "no_lumbar_level"
+    for place in ("--label-ids", "RETROLN_LABEL_IDS", "the column label_ids"):
+        assert place in str(caught.value.fix)
 
 
 def test_stray_pieces_are_left_out_counted_and_told() -> None:

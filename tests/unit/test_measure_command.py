@@ -76,11 +76,13 @@ def test_instances_and_level(tmp_path):
     assert [(node["label"], node["level"]) for node in found] == [(1, "L3"), (9, "L3")]
 
 
-def test_organs_of_another_scan_are_refused_in_one_line(tmp_path):
+@pytest.mark.parametrize(("option", "what"), [("--organs", "organ map"), ("--vertebrae", "vertebra map")])
+def test_a_map_of_another_scan_is_refused_in_one_line_that_names_it(tmp_path, option, what):
     labels = save(tmp_path / "n.nii.gz", two_nodes())
-    organs = save(tmp_path / "o.nii.gz", np.zeros((30, 30, 13), np.uint8))
-    done = run("--labels", labels, "--organs", organs, "--output", tmp_path / "n.json")
-    assert done.returncode == 3 and "organ map has another shape than the label map" in done.stderr
+    other = save(tmp_path / "other.nii.gz", np.zeros((30, 30, 13), np.uint8))
+    done = run("--labels", labels, option, other, "--output", tmp_path / "n.json")
+    assert done.returncode == 3
+    assert f"{other}: {what} has another shape than the label map" in done.stderr
     assert len(done.stderr.splitlines()) == 1 and not (tmp_path / "n.json").exists()
 
 

@@ -145,7 +145,7 @@ def test_which_networks_a_way_needs(spec: dict[str, Any], ids: tuple[int, ...]) 
 
 
 def test_prepare_does_not_begin_without_pinned_weights(settings: Settings, tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="RETROLN_TOTALSEG__WEIGHTS"):
+    with pytest.raises(SettingsError, match=r"RETROLN_TOTALSEG__WEIGHTS.*; got: nothing; fix: "):
         prepare.backlog(pinned(settings, tmp_path, None))
 
 
