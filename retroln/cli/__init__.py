@@ -59,8 +59,8 @@ def cli() -> None:
     """Find and measure retroperitoneal lymph nodes in CT. Research software, not a medical device.
 
     The steps of the platform (ingest prepare train evaluate promote rollback infer) read their places
-    from RETROLN_* variables; `retroln doctor` shows them. The file tools (landmarks crop paste measure
-    predict) need no set-up.
+    from RETROLN_* variables; `retroln doctor` shows them. The file tools (crop paste measure predict)
+    need no set-up; landmarks needs the variables that pin TotalSegmentator's weights.
     """
 
 

@@ -180,7 +180,7 @@ def test_defect_24_the_commands_on_folders_run_as_written(
     for number in range(3):
         write(Path("ct", f"LN_{number}_0000.nii.gz"), coded_ct(moved_spine(number)), "LPS")
         write(Path("masks", f"LN_{number}.nii.gz"), nodes(number), "LPS")
-    assert _run_section("Folders, no set-up") == {"landmarks", "crop"}
+    assert _run_section("Folders") == {"landmarks", "crop"}
     assert len(list(Path("crops").glob("LN_*_roi.json"))) == 3
 
 
