@@ -41,7 +41,8 @@ def state_tables(catalog: Catalog) -> list[Table]:
 
 def address_of(catalog: Catalog) -> str:
     """Which catalog this is: its URL without the password."""
-    return catalog.database.engine.url.set(password=None).render_as_string()
+    url = catalog.database.engine.url.difference_update_query(["password"])
+    return url.render_as_string(hide_password=True)
 
 
 def case_story(

@@ -10,14 +10,17 @@ from collections.abc import Callable
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from sqlalchemy.engine import make_url
 
 from retroln.cli import cli
 from retroln.cli.doctor import _answers, _misspelt
 from retroln.cli.state import _stand_in_of
-from retroln.report.terminal import case_story
+from retroln.report.terminal import address_of, case_story
 from retroln.settings import Settings
+from retroln.steps import promote
 from retroln.steps.workspace import open_workspace
 from tests.stand_in import register
 from tests.way import ingest_and_prepare
@@ -263,6 +266,21 @@ def test_the_story_shows_stations_where_there_are_some_and_what_is_not_known_of_
     assert (cells["level"], cells["station"], nodes.caption) == (["L3"], ["paracaval"], None)
     nodes = case_story(workspace.catalog, "CASE", partial(_stand_in_of, workspace))[-1]
     assert str(nodes.caption).startswith("stand-in: not known, ")
+
+
+def test_infer_says_that_its_model_is_a_stand_in(
+    retroln: Command, settings: Settings, tmp_path: Path
+) -> None:
+    version = register(settings, tmp_path / "model", stand_in="trained on phantoms")
+    promote.promote(settings, version, reviewer="Dr A", comment="to test the command")
+    assert "The model is a stand-in, trained on phantoms.\n" in retroln("infer").stdout
+
+
+def test_an_address_is_shown_without_its_password() -> None:
+    for url in ("postgresql+psycopg://me:hidden@host/db", "postgresql+psycopg://me@host/db?password=hidden"):
+        catalog = SimpleNamespace(database=SimpleNamespace(engine=SimpleNamespace(url=make_url(url))))
+        address = address_of(catalog)  # type: ignore[arg-type]
+        assert address.replace(":***@", "@") == "postgresql+psycopg://me@host/db"
 
 
 def test_an_empty_catalog_is_named(retroln: Command, tmp_path: Path) -> None:
