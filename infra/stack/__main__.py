@@ -50,7 +50,7 @@ def _tell(what: str) -> None:
 def _or_exit(do: Callable[[], None]) -> None:
     try:
         do()
-    except (RuntimeError, UserError) as error:
+    except (RuntimeError, TimeoutError, UserError) as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(1)
 
@@ -59,7 +59,7 @@ def _or_exit(do: Callable[[], None]) -> None:
 def stop() -> None:
     """Stop what `up` started; data stays."""
     stack = Stack.here()
-    click.echo("stopped" if down(stack) else f"nothing runs in {stack.home}")
+    _or_exit(lambda: click.echo("stopped" if down(stack) else f"nothing runs in {stack.home}"))
 
 
 @main.command()
@@ -69,6 +69,10 @@ def status() -> None:
     if not supervisor.is_running():
         click.echo("nothing runs")
         sys.exit(1)
+    _or_exit(lambda: _show(supervisor))
+
+
+def _show(supervisor: Supervisor) -> None:
     for name, info in supervisor.states().items():
         click.echo(f"{name:<24}{info['statename']:<10}{info['description']}")
 

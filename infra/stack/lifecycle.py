@@ -24,11 +24,15 @@ def up(stack: Stack, *, shard_workers: int = 1, webhook: bool = False, tell: Cal
     """Start what is not running, make what is missing, deploy.
 
     Raises:
-        RuntimeError: a port is taken by somebody else, or a program does not start.
+        RuntimeError: a port is taken by somebody else, a program does not start, or what was told to end
+            does not.
         UserError: the catalog is a newer RetroLN's.
     """
-    stack.write_files()
     supervisor = Supervisor(stack.home)
+    if supervisor.is_stopping():
+        tell("waiting for the end of what is stopping")
+        supervisor.wait_for_end()
+    stack.write_files()
     superuser = postgres.init_cluster(stack.home / "postgres")
     if not supervisor.is_running():
         _require_free(stack)
@@ -98,8 +102,9 @@ def rotate(stack: Stack, **options: Any) -> None:
     Raises:
         RuntimeError: the stack does not run (MLflow's admin must change its own password).
     """
-    if not Supervisor(stack.home).is_running():
-        raise RuntimeError("the stack does not run; start it with `make stack`, then rotate")
+    supervisor = Supervisor(stack.home)
+    if not supervisor.is_running() or supervisor.is_stopping():
+        raise RuntimeError("the stack does not run, or is stopping; start it with `make stack`, then rotate")
     old = stack.secrets
     new = {**new_secrets(), **{name: old[name] for name in ("webhook_encryption", "pseudonym")}}
     provision.change_admin_password(stack, old["mlflow"]["admin"], new["mlflow"]["admin"])

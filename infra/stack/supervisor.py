@@ -23,12 +23,17 @@ _READY_S = 300
 _ANSWER_S = 30  # no answer takes longer than a program takes to start
 _UPDATE_S = 600  # changed programs are stopped one after the other, each within its grace
 _STOP_S = 90  # the longest grace, of a training that writes its checkpoint, and some more
+_SHUTDOWN_STATE, _NOT_RUNNING = 6, 70  # faults, https://supervisord.org/api.html
 _LONGEST_SOCKET = 99  # of the system's 107 bytes; supervisord puts its process id behind the name
 
 
 def is_worker(name: str) -> bool:
     """Whether a program works for the servers, and so has to end before them and start after them."""
     return name.startswith(("worker-", "bridge"))
+
+
+class StoppingError(RuntimeError):
+    """supervisord stops its programs and then ends; until then it takes no order."""
 
 
 class Supervisor:
@@ -62,14 +67,38 @@ class Supervisor:
             )
 
     def is_running(self) -> bool:
-        """Whether supervisord runs; one that says nothing does, with all its programs."""
+        """Whether supervisord runs; one that is stopping or says nothing does, with programs of its own."""
         try:
             with self._speak() as proxy:
                 return bool(proxy.supervisor.getState()["statename"] == "RUNNING")
-        except TimeoutError:
+        except (StoppingError, TimeoutError):
             return True
         except OSError:
             return False
+
+    def is_stopping(self) -> bool:
+        """Whether supervisord was told to end, and waits for its programs."""
+        try:
+            with self._speak() as proxy:
+                proxy.supervisor.getState()
+        except StoppingError:
+            return True
+        except OSError:
+            return False
+        return False
+
+    def wait_for_end(self) -> None:
+        """Wait until a supervisord that is stopping has ended.
+
+        Raises:
+            RuntimeError: it has not within the longest grace.
+        """
+        pid = self._pid()
+        if pid and not _within(_STOP_S, lambda: not is_running(pid)):
+            raise RuntimeError(
+                f"supervisord of {self.home} was told to end and still waits for its programs after"
+                f" {_STOP_S} s; `make stack-down` kills them, {self.home}/logs may say why"
+            )
 
     def start(self, *names: str) -> None:
         """Start programs that are not running and wait until they stay up for a second.
@@ -108,8 +137,11 @@ class Supervisor:
         """
         with self._speak() as proxy:
             for name in names:
-                if proxy.supervisor.getProcessInfo(name)["statename"] in ("RUNNING", "STARTING"):
+                try:
                     proxy.supervisor.stopProcess(name, False)
+                except Fault as error:
+                    if error.faultCode != _NOT_RUNNING:
+                        raise
         if not _within(_STOP_S, lambda: not self._up(names)):
             raise RuntimeError(f"{', '.join(self._up(names))} did not stop within {_STOP_S} s")
 
@@ -128,11 +160,13 @@ class Supervisor:
         Raises:
             RuntimeError: they did not end within their graces and were killed.
         """
-        pid = int((self.home / "supervisord.pid").read_text("utf-8"))
-        with suppress(RuntimeError, TimeoutError):  # whether it ends counts, not what it answers
+        pid = self._pid()
+        if pid is None:
+            return
+        with suppress(RuntimeError, OSError):  # whether it ends counts, not what it answers
             # before the servers, to which they still have something to tell
             self.stop(*filter(is_worker, self.states()))
-        with suppress(TimeoutError), self._speak() as proxy:
+        with suppress(StoppingError, OSError), self._speak() as proxy:
             proxy.supervisor.shutdown()
         if not _within(_STOP_S, lambda: not is_running(pid)):
             _kill(pid)
@@ -141,6 +175,15 @@ class Supervisor:
                 f" see {self.home}/logs. The next start goes on from what they had written"
             )
 
+    def _pid(self) -> int | None:
+        """Process id of this folder's supervisord; None if it has ended, whoever has its number now."""
+        try:
+            pid = int((self.home / "supervisord.pid").read_text("utf-8"))
+            command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except (OSError, ValueError):
+            return None
+        return pid if os.fsencode(self._config) in command.split(b"\0") else None
+
     def log_end(self, name: str) -> str:
         """The last lines that a program wrote."""
         path = self.home / "logs" / f"{name}.log"
@@ -148,7 +191,7 @@ class Supervisor:
 
     @contextmanager
     def _speak(self) -> Iterator[ServerProxy]:
-        """A call raises `OSError` if supervisord is not there, `TimeoutError` if it says nothing."""
+        """A call raises `StoppingError`, `TimeoutError` without an answer, `OSError` if nobody listens."""
         from supervisor.xmlrpc import SupervisorTransport, UnixStreamHTTPConnection
 
         class Connection(UnixStreamHTTPConnection):  # type: ignore[misc]
@@ -162,6 +205,17 @@ class Supervisor:
         transport._get_connection = lambda: connection
         try:
             yield ServerProxy("http://localhost", transport=transport)
+        except TimeoutError as error:
+            raise TimeoutError(
+                f"supervisord of {self.home} does not answer; `make stack-down` ends it"
+            ) from error
+        except Fault as error:
+            if error.faultCode != _SHUTDOWN_STATE:
+                raise
+            raise StoppingError(
+                f"supervisord of {self.home} was told to end and stops its programs;"
+                f" wait for it, or run `make stack-down`, which waits {_STOP_S} s and then kills them"
+            ) from error
         finally:
             transport.close()
 
@@ -192,7 +246,8 @@ def _within(limit_s: float, done: Callable[[], bool]) -> bool:
 def _kill(supervisord: int) -> None:
     """Kill it before its programs, which it would start again; each leads a process group of its own."""
     programs = children_of(supervisord)
-    os.kill(supervisord, signal.SIGKILL)
+    with suppress(ProcessLookupError):
+        os.kill(supervisord, signal.SIGKILL)
     for program in programs:
         with suppress(ProcessLookupError):
             os.killpg(program, signal.SIGKILL)

@@ -9,15 +9,21 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from infra.stack import lifecycle
 from infra.stack import supervisor as module
+from infra.stack.__main__ import main
+from infra.stack.plan import Stack
 from infra.stack.programs import Program
 from infra.stack.supervisor import Supervisor
-from infra.worker import is_running
+from infra.worker import children_of, is_running
 from tests.stack.driver import wait
 
 _SLEEPER = Program("worker-sleeper", ["sleep", "600"])
-_DEAF = Program("worker-deaf", ["sh", "-c", "trap '' TERM; while :; do sleep 600; done"], grace_s=1)
+_DEAF_COMMAND = ["sh", "-c", "trap '' TERM; while :; do sleep 600; done"]
+_DEAF = Program("worker-deaf", _DEAF_COMMAND, grace_s=2)
+_STUBBORN = Program("worker-deaf", _DEAF_COMMAND, grace_s=600)
 
 
 @pytest.fixture
@@ -80,3 +86,99 @@ def test_programs_stop_alone(supervisor: Supervisor) -> None:
     supervisor.stop("worker-sleeper")
     states = {name: info["statename"] for name, info in supervisor.states().items()}
     assert states == {"worker-sleeper": "STOPPED", "worker-deaf": "RUNNING"}
+
+
+def test_a_program_that_starts_again_and_again_stays_down_once_stopped(supervisor: Supervisor) -> None:
+    supervisor.configure([_SLEEPER, _DEAF, Program("worker-broken", ["false"])])
+    with pytest.raises(RuntimeError, match="worker-broken does not start"):
+        supervisor.start("worker-broken")
+    wait(lambda: supervisor.states()["worker-broken"]["statename"] == "BACKOFF", 30, "it is not left alone")
+    supervisor.stop("worker-broken")
+    assert supervisor.states()["worker-broken"]["statename"] == "STOPPED"
+
+
+class TestStopping:
+    """What was told to end, by `make stack-down` that was interrupted or by the machine, and has not yet."""
+
+    @pytest.fixture
+    def stopping(self, supervisor: Supervisor) -> Supervisor:
+        os.kill(_pid(supervisor), signal.SIGTERM)
+        wait(supervisor.is_stopping, 10, "it is not stopping")
+        return supervisor
+
+    @pytest.fixture
+    def stubborn(self, supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch) -> Supervisor:
+        """One of its programs would take ten minutes."""
+        supervisor.configure([_SLEEPER, _STUBBORN])
+        supervisor.start("worker-deaf")
+        monkeypatch.setattr(module, "_STOP_S", 0.5)
+        os.kill(_pid(supervisor), signal.SIGTERM)
+        wait(supervisor.is_stopping, 10, "it is not stopping")
+        return supervisor
+
+    def test_it_counts_as_running_and_says_what_it_does(self, stopping: Supervisor) -> None:
+        assert stopping.is_running()
+        with pytest.raises(RuntimeError, match=r"told to end and stops its programs.*make stack-down"):
+            stopping.states()
+
+    def test_shutting_it_down_again_waits_for_its_end(self, stopping: Supervisor) -> None:
+        pid = _pid(stopping)
+        stopping.shut_down()
+        assert not is_running(pid)
+        assert not stopping.is_running()
+        assert not stopping.is_stopping()
+
+    def test_shutting_down_what_has_ended_meanwhile_is_no_error(self, stopping: Supervisor) -> None:
+        stopping.wait_for_end()
+        stopping.shut_down()
+
+    def test_a_process_that_has_got_its_number_is_left_alone(
+        self, stopping: Supervisor, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        stopping.wait_for_end()
+        monkeypatch.setattr(module, "_STOP_S", 0)
+        monkeypatch.setattr(module, "_kill", lambda pid: pytest.fail(f"{pid} is no supervisord"))
+        (stopping.home / "supervisord.pid").write_text(str(os.getpid()))
+        stopping.shut_down()
+
+    def test_shutting_down_one_that_does_not_end_kills_it_and_its_programs(
+        self, stubborn: Supervisor
+    ) -> None:
+        everyone = [_pid(stubborn), *children_of(_pid(stubborn))]
+        with pytest.raises(RuntimeError, match=r"did not end within .* was killed with all its programs"):
+            stubborn.shut_down()
+        assert not any(map(is_running, everyone))
+
+    def test_a_start_waits_for_its_end(self, stopping: Supervisor, monkeypatch: pytest.MonkeyPatch) -> None:
+        pid, said = _pid(stopping), list[str]()
+
+        def start(_: object) -> str:
+            assert not is_running(pid)
+            stopping.configure([_SLEEPER])
+            raise RuntimeError("it is started")
+
+        monkeypatch.setattr(lifecycle.postgres, "init_cluster", start)
+        with pytest.raises(RuntimeError, match="it is started"):
+            lifecycle.up(Stack(stopping.home, 14200), tell=said.append)
+        assert said == ["waiting for the end of what is stopping"]
+        assert _pid(stopping) != pid
+
+    def test_a_start_does_not_wait_for_ever(self, stubborn: Supervisor) -> None:
+        with pytest.raises(
+            RuntimeError, match=r"still waits for its programs after .*`make stack-down` kills"
+        ):
+            lifecycle.up(Stack(stubborn.home, 14200), tell=lambda _: None)
+        with pytest.raises(RuntimeError, match="was killed"):
+            stubborn.shut_down()
+
+    def test_commands_say_so_in_one_line(self, stubborn: Supervisor, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("RETROLN_STACK_HOME", str(stubborn.home))
+        for command, words in {
+            "status": "told to end and stops its programs",
+            "rotate": "does not run, or is stopping",
+            "down": "was killed with all its programs",
+        }.items():
+            result = CliRunner().invoke(main, [command])
+            assert result.exit_code == 1
+            assert result.output.startswith("error: "), result.output
+            assert words in result.output
