@@ -66,7 +66,7 @@ def open_database(url: str, password: str | None = None) -> Database:
         password: used when the URL names a user and holds none.
 
     Raises:
-        SettingsError: the URL is unusable, or the server refuses the login.
+        SettingsError: the URL is unusable, or the server refuses the login or cannot be reached as asked.
         MissingExtraError: PostgreSQL without psycopg.
         UnavailableError: the server does not answer.
         RefusedError: the folder cannot be made, the disk is full; see `refusals`.
@@ -113,6 +113,7 @@ def _revision(engine: Engine) -> str | None:
 
 def _connect(url: str, password: str | None) -> Engine:
     address = _address(url)
+    _require_usable(address)
     if address.username and address.password is None and password is not None:
         address = address.set(password=password)
     if address.get_backend_name() == "sqlite" and address.database not in (None, "", ":memory:"):
@@ -134,8 +135,8 @@ def _kept_if_well(engine: Engine) -> Iterator[None]:
 def _address(url: str) -> URL:
     try:
         address = make_url(url)
-    except ArgumentError as error:
-        raise _unusable("not a database address") from error
+    except (ArgumentError, ValueError):  # whose text may quote a piece of the password
+        raise _unusable("not a database address") from None
     if address.drivername in ("postgresql", "postgres"):
         address = address.set(drivername="postgresql+psycopg")
     if address.drivername not in ("sqlite", "sqlite+pysqlite", "postgresql+psycopg"):
@@ -143,12 +144,28 @@ def _address(url: str) -> URL:
     return address
 
 
+def _require_usable(address: URL) -> None:
+    """Refuse what no driver can make anything of, before one is asked.
+
+    Raises:
+        SettingsError: an option has no such value, a host cannot be one, or an @ of the password was not
+            written as %40.
+    """
+    if "@" in (address.host or ""):
+        raise _unusable("more than one '@'")
+    try:
+        (address.host or "").encode("idna")
+        address.get_dialect()().create_connect_args(address)
+    except (ArgumentError, ValueError) as error:
+        raise _unusable(str(error).splitlines()[0]) from error
+
+
 def _unusable(got: str) -> SettingsError:
     return SettingsError(
         "the catalog cannot use this address",
         expected="sqlite:///folder/catalog.db or postgresql://user:password@host/database",
         got=got,
-        fix="mend RETROLN_CATALOG_URL",
+        fix="mend RETROLN_CATALOG_URL; in a password write @ as %40 and % as %25",
     )
 
 

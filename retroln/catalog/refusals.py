@@ -6,6 +6,7 @@ result code (https://www.sqlite.org/rescode.html). An error without a meaning he
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,11 @@ from retroln.errors import (
 
 AWAY = Meaning(UnavailableError, "does not answer", "check that the database runs, then try again")
 BUSY = Meaning(UnavailableError, "is busy", "try again; if it stays so, look for what holds it")
+ADDRESS = Meaning(
+    SettingsError,
+    "cannot be reached as its address asks",
+    "mend RETROLN_CATALOG_URL: its host, its port, or what follows the '?'",
+)
 LOGIN = Meaning(SettingsError, "refused the login", "mend RETROLN_CATALOG_URL or RETROLN_CATALOG_PASSWORD")
 NO_DATABASE = Meaning(
     NotFoundError, "is in no such database", "create the database, or mend RETROLN_CATALOG_URL"
@@ -39,7 +45,9 @@ TLS = Meaning(
     "mend the server's certificate, or sslmode and sslrootcert in RETROLN_CATALOG_URL",
 )
 OTHER_SCHEMA = Meaning(
-    RefusedError, "lacks a table or a column", "`retroln catalog` names its schema; restore what was dropped"
+    RefusedError,
+    "lacks a table, a column or an index",
+    "`retroln catalog` names its schema; restore what was dropped",
 )
 READ_ONLY = Meaning(
     RefusedError, "is read-only", "point RETROLN_CATALOG_URL to a database that may be written"
@@ -72,6 +80,7 @@ _BY_SQLSTATE = {
     "42501": NO_RIGHT,
     "42703": OTHER_SCHEMA,
     "42P01": OTHER_SCHEMA,
+    "42P10": OTHER_SCHEMA,  # no unique index for what ON CONFLICT names
     "53": LIMIT,
     "53100": FULL,
     "53300": BUSY,  # too many connections
@@ -90,7 +99,7 @@ _BY_SQLSTATE = {
 }
 
 # libpq gives no SQLSTATE for a connection that was never made; a server that speaks another language than
-# English is taken for one that is away
+# English is taken for one that is away. The first that fits counts
 _BY_WORDS = {
     "too many connections": BUSY,
     "too many clients": BUSY,
@@ -98,13 +107,39 @@ _BY_WORDS = {
     "not currently accepting connections": AWAY,
     "authentication failed": LOGIN,
     "no password supplied": LOGIN,
+    "empty password": LOGIN,
     "no pg_hba.conf entry": LOGIN,
+    "authentication method": LOGIN,
+    "authentication not supported": LOGIN,
+    "channel binding": LOGIN,
+    "user name specified": LOGIN,
     "is not permitted to log in": LOGIN,
     'role "': LOGIN,
     "permission denied for database": NO_RIGHT,
     'database "': NO_DATABASE,
     "certificate": TLS,
+    "private key": TLS,
     "does not support SSL": TLS,
+    "unsupported protocol": TLS,
+    " alert ": TLS,  # one side told the other why it will not go on
+    "failed: Permission denied": NOT_OPENED,  # a socket in a folder that this user may not enter
+    'value: "': ADDRESS,  # of sslmode, target_session_attrs and their like
+    "invalid integer value": ADDRESS,
+    "invalid port number": ADDRESS,
+    "invalid connection option": ADDRESS,
+    "bad value for connect_timeout": ADDRESS,
+    "weak sslmode": ADDRESS,
+    "could not parse network address": ADDRESS,
+    "could not match": ADDRESS,  # so many hosts with so many ports
+    "definition of service": ADDRESS,
+    "service file": ADDRESS,
+    "socket path": ADDRESS,  # too long
+    "requirepeer": ADDRESS,
+    "GSSAPI encryption": ADDRESS,
+    'parameter "': ADDRESS,  # of `options`
+    "invalid command-line argument": ADDRESS,
+    "invalid response to": ADDRESS,  # another service listens there
+    "expected authentication request": ADDRESS,
 }
 
 _BY_RESULT_CODE = {
@@ -126,20 +161,30 @@ _BY_RESULT_CODE = {
 }
 
 
+# SQLite has one code for these and for statements that are wrong
+_NO_SUCH = re.compile(
+    r"no such (table|column)|table \S+ has no column|ON CONFLICT clause does not match|foreign key mismatch"
+)
+
+
+def without_password(url: URL) -> str:
+    """A database's address as messages may have it: without a password."""
+    return url.difference_update_query(["password", "sslpassword"]).render_as_string(hide_password=True)
+
+
 @contextmanager
 def translated(url: URL) -> Iterator[None]:
     """Raise what the catalog's database refuses, or why it does not answer, as a `UserError` naming `url`."""
-    shown = url.render_as_string(hide_password=True)
     try:
         yield
     except (DBAPIError, sqlite3.Error) as error:
         line = _first_line(error)
         if isinstance(error, IntegrityError) or "append-only" in line:
-            raise ConflictError("the catalog refused", file=shown, got=line) from error
+            raise ConflictError("the catalog refused", file=without_password(url), got=line) from error
         meaning = meaning_of(error)
         if meaning is None:
             raise
-        raise meaning.error("the catalog", file=shown, got=line) from error
+        raise meaning.error("the catalog", file=without_password(url), got=line) from error
 
 
 def meaning_of(error: DBAPIError | sqlite3.Error) -> Meaning | None:
@@ -155,7 +200,7 @@ def meaning_of(error: DBAPIError | sqlite3.Error) -> Meaning | None:
 def _of_sqlite(cause: sqlite3.Error) -> Meaning | None:
     """By the primary result code: SQLITE_BUSY_SNAPSHOT counts as SQLITE_BUSY."""
     name = getattr(cause, "sqlite_errorname", "")
-    if name == "SQLITE_ERROR" and str(cause).startswith(("no such table", "no such column")):
+    if name == "SQLITE_ERROR" and _NO_SUCH.match(str(cause)):
         return OTHER_SCHEMA
     return _BY_RESULT_CODE.get(name.removeprefix("SQLITE_").partition("_")[0])
 
@@ -163,8 +208,11 @@ def _of_sqlite(cause: sqlite3.Error) -> Meaning | None:
 def _without_sqlstate(error: DBAPIError | sqlite3.Error, text: str) -> Meaning | None:
     """Said by the driver: the connection was refused, never made, or broke; or a value does not fit."""
     kind = type(error).__name__
+    meaning = next((meaning for words, meaning in _BY_WORDS.items() if words in text), None)
     if kind == "OperationalError":
-        return next((meaning for words, meaning in _BY_WORDS.items() if words in text), AWAY)
+        return meaning or AWAY
+    if kind == "ProgrammingError" and meaning is ADDRESS:
+        return ADDRESS
     if kind == "DataError":
         return VALUE
     return AWAY if getattr(error, "connection_invalidated", False) else None

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection, Engine, inspect, text
 
+from retroln.catalog.refusals import without_password
 from retroln.errors import UserError
 
 WANTED = "0009"
@@ -28,7 +29,7 @@ def require_wanted(engine: Engine) -> None:
     Raises:
         UserError: its schema is older or newer, there is none, or it is another program's.
     """
-    shown = engine.url.render_as_string(hide_password=True)
+    shown = without_password(engine.url)
     with engine.connect() as connection:
         found = read_revision(connection)
     if found == WANTED:
@@ -62,7 +63,7 @@ def upgrade(engine: Engine) -> str | None:
             connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
         before = read_revision(connection)
         if before != WANTED:
-            _refuse_unknown(before, engine.url.render_as_string(hide_password=True))
+            _refuse_unknown(before, without_password(engine.url))
             _migrate(connection)
     return before
 

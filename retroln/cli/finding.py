@@ -34,7 +34,7 @@ def tried(name: str, place: str, use: Callable[[], object], variable: str) -> Fi
 
 def _without_login(text: str) -> str:
     """Addresses may hold a password; what the doctor says may be sent to a colleague."""
-    return re.sub(r"://[^/@\s]*@", "://", text)
+    return re.sub(r"(password=)[^&\s;]*", r"\1...", re.sub(r"://\S*@", "://", text))
 
 
 def _without_fix(error: UserError) -> str:

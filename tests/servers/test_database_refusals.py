@@ -1,8 +1,10 @@
 """What real databases say when they are away, and when they are not: the class names what to do."""
 
 import secrets
+import socketserver
 import sqlite3
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -12,8 +14,17 @@ from sqlalchemy.engine import make_url
 
 from infra.servers import make_catalog
 from retroln.catalog import database
+from retroln.catalog.accounting import CaseOutcome, Outcome
 from retroln.catalog.catalog import Catalog
 from retroln.errors import NotFoundError, RefusedError, SettingsError, UnavailableError
+
+
+class _NoPostgres(socketserver.BaseRequestHandler):
+    """Answers as a web server does that was sent something else."""
+
+    def handle(self) -> None:
+        self.request.recv(1024)
+        self.request.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
 
 
 class TestPostgres:
@@ -39,7 +50,7 @@ class TestPostgres:
 
     def test_a_dropped_column_fails_at_once(self, catalog: Catalog) -> None:
         self._execute(catalog, "ALTER TABLE runs DROP COLUMN flow")
-        with pytest.raises(RefusedError, match=r"lacks a table or a column.*runs\.flow"):
+        with pytest.raises(RefusedError, match=r"lacks a table, a column.*runs\.flow"):
             catalog.runs()
 
     def test_a_missing_right_is_a_matter_of_logins(self, catalog: Catalog, url: str) -> None:
@@ -103,6 +114,54 @@ class TestPostgres:
     def test_text_that_it_cannot_hold(self, catalog: Catalog) -> None:
         with pytest.raises(RefusedError, match=r"cannot hold a value.*NUL"):
             catalog.begin_run("in\0gest", {})
+
+    @pytest.mark.parametrize(
+        ("option", "said"),
+        [
+            ("sslmode=bogus", "as its address asks.*bogus"),
+            ("foo=bar", "as its address asks.*foo"),
+            ("connect_timeout=abc", "as its address asks.*abc"),
+            ("target_session_attrs=bogus", "as its address asks.*bogus"),
+            ("keepalives=abc", "as its address asks.*keepalives"),
+            ("service=nowhere", "as its address asks.*nowhere"),
+            ("options=-c%20nonsense%3D1", "as its address asks.*nonsense"),
+            ("gssencmode=require", "as its address asks.*GSSAPI"),
+            ("require_auth=gss", "refused the login.*gss"),
+            ("channel_binding=require", "refused the login.*channel binding"),
+        ],
+    )
+    def test_an_option_that_cannot_be_met_is_a_wrong_setting(self, url: str, option: str, said: str) -> None:
+        with pytest.raises(SettingsError, match=rf"{said}.*mend RETROLN_CATALOG_URL"):
+            Catalog.open(f"{url}?{option}")
+
+    def test_a_password_file_that_is_missing_is_a_missing_password(self, url: str, tmp_path: Path) -> None:
+        address = make_url(url)._replace(password=None).update_query_dict({"passfile": f"{tmp_path}/none"})
+        with pytest.raises(SettingsError, match=r"refused the login.*no password"):
+            Catalog.open(address.render_as_string(hide_password=False))
+
+    def test_a_port_that_is_none_is_a_wrong_setting(self, url: str) -> None:
+        address = make_url(url).set(port=99999, password="not-to-be-shown")
+        with pytest.raises(SettingsError, match=r"as its address asks.*99999.*RETROLN_CATALOG_URL") as caught:
+            Catalog.open(address.render_as_string(hide_password=False))
+        assert "not-to-be-shown" not in str(caught.value)
+
+    def test_another_service_at_the_address_is_a_wrong_setting(self, url: str) -> None:
+        with (
+            socketserver.TCPServer(("127.0.0.1", 0), _NoPostgres) as server,
+            ThreadPoolExecutor(1) as beside,
+        ):
+            beside.submit(server.serve_forever, 0.05)
+            address = make_url(url).set(host="127.0.0.1", port=server.server_address[1])
+            try:
+                with pytest.raises(SettingsError, match=r"as its address asks.*negotiation"):
+                    Catalog.open(address.render_as_string(hide_password=False))
+            finally:
+                server.shutdown()
+
+    def test_a_host_that_nobody_knows_is_an_outage(self, url: str) -> None:
+        address = make_url(url).set(host="no-such-host.invalid")
+        with pytest.raises(UnavailableError, match=r"does not answer.*no-such-host"):
+            Catalog.open(address.render_as_string(hide_password=False))
 
     def test_a_server_without_tls(self, url: str) -> None:
         with pytest.raises(SettingsError, match="by TLS as asked"):
@@ -177,6 +236,15 @@ class TestSqlite:
             session.execute(text("DROP TABLE claims"))
         with pytest.raises(RefusedError, match=r"lacks a table.*claims"):
             catalog.release_all("me")
+
+    def test_a_dropped_column_reads_and_writes_alike(self, catalog: Catalog) -> None:
+        run_id = catalog.begin_run("ingest", {})
+        with catalog.database.writing() as session:
+            session.execute(text("ALTER TABLE run_outcomes DROP COLUMN detail"))
+        with pytest.raises(RefusedError, match=r"lacks a table, a column.*detail"):
+            catalog.note_outcome(run_id, CaseOutcome("CASE", Outcome.DONE))
+        with pytest.raises(RefusedError, match=r"lacks a table, a column.*detail"):
+            catalog.outcomes_of(run_id)
 
     def test_a_statement_that_is_wrong_is_a_bug(self, catalog: Catalog) -> None:
         with pytest.raises(Exception, match="syntax error") as caught, catalog.database.reading() as session:
