@@ -45,7 +45,8 @@ class UserError(RetroLNError):
         named = {"expected": expected, "got": got, "fix": fix}
         parts = [f"{file}: {what}" if file else what]
         parts += [f"{name}: {value}" for name, value in named.items() if value]
-        super().__init__(" ".join("; ".join(parts).splitlines()))
+        line = " ".join("; ".join(parts).splitlines())
+        super().__init__(line.encode(errors="backslashreplace").decode())  # a file's name need not be text
 
     def reworded(self, **fields: object) -> Self:
         """The same error with other texts: any of what, file, expected, got, fix."""

@@ -66,4 +66,5 @@ class Pseudonyms:
         return f"{letter}-{b32encode(self._digest(label, name)).decode()[:_DIGITS]}"
 
     def _digest(self, label: str, text: str) -> bytes:
-        return hmac.digest(self.secret, f"{label}\0{text}".encode(), "sha256")
+        # a file's name need not be text
+        return hmac.digest(self.secret, f"{label}\0{text}".encode(errors="surrogatepass"), "sha256")

@@ -29,7 +29,8 @@ _LAYOUT = re.compile(
 )
 _SHORTEST_NAME = 3  # a shorter part of a key names nobody, and would be found in every message
 _HIDDEN = "[hidden]"
-_QUOTING = ("bad_row", "duplicate_case_id")  # what they got quotes the listing, other cases' lines too
+# what they got quotes the listing, other cases' lines too, or spells a name's letters otherwise
+_QUOTING = ("bad_row", "duplicate_case_id", "unsafe_key")
 
 Error = TypeVar("Error", bound=UserError)
 
@@ -106,8 +107,7 @@ class Policy:
             named = self.pseudonyms("a DICOM case without an id").case(entry.case_id)
             entry = replace(entry, case_id=named)
         elif self.replaced and entry.case_id.startswith(_MISPLACED):
-            key = entry.case_id.removeprefix(_MISPLACED)
-            entry = replace(entry, case_id=_MISPLACED + self.key(key))
+            entry = replace(entry, case_id=_MISPLACED + self.key(entry.ct))
         elif self.replaced and not _LINE.fullmatch(entry.case_id):
             entry = replace(entry, case_id=self.pseudonyms("").case(entry.case_id))
         if not self.replaced:
@@ -159,9 +159,11 @@ class Policy:
             return error.reworded(file=None, got=None)
         texts = {name: getattr(error, name) for name in ("what", "expected", "got", "fix")}
         said = {name: self._clean(str(text), entry, ids) for name, text in texts.items() if text}
+        file = str(error.file or "")
         if error.reason in _QUOTING:
             said["got"] = ""
-        return error.reworded(**said, file=self._file(str(error.file), entry) if error.file else None)
+            file = file or entry.ct
+        return error.reworded(**said, file=self._file(file, entry) if file else None)
 
     def _file(self, file: str, entry: CaseEntry) -> str:
         for key in entry.keys.values():

@@ -53,8 +53,8 @@ def _problem(key: str) -> str | None:
         "it leaves its folder": ".." in parts or "." in parts,
         "it holds a hidden name": is_hidden(key),
         "it holds a backslash": "\\" in key,
+        "it is no UTF-8 text": _is_broken_text(key),
         "it holds a control character": not key.isprintable(),
-        "it is no valid text": _is_broken_text(key),
     }
     found = next((problem for problem, applies in checks.items() if applies), None)
     return found or _too_long(key, parts)

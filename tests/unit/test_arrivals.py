@@ -20,6 +20,7 @@ from retroln.steps import arrivals, cases, ingest, outages
 from retroln.steps.cohort import CASES_FILE
 from retroln.steps.identity import Policy
 from retroln.steps.runs import Run
+from retroln.steps.source import find
 from retroln.steps.workspace import open_workspace
 from retroln.storage.base import ObjectInfo
 from retroln.storage.local import LocalStore
@@ -227,15 +228,51 @@ def test_a_case_that_cannot_be_compared_is_looked_at_alone(
     assert {one.outcome for one in ingest_all(settings).values()} == {Outcome.SKIPPED}
 
 
-def test_a_name_that_is_no_text_is_held_under_one_that_can_be_written(
-    settings: Settings, tmp_path: Path
-) -> None:
-    folder = tmp_path / "source" / "P" / os.fsdecode(b"bad\xff")
-    folder.mkdir(parents=True)
-    (folder / "ct.nii.gz").write_bytes(b"x")
-    for _ in range(2):
-        (outcome,) = ingest_all(settings).values()
-        assert (outcome.case_id, outcome.reason) == ("bad\\udcff", "bad_name")
+class TestNamesThatAreNoText:
+    """The bytes of a file's or folder's name need not be UTF-8: held, while the others are taken in."""
+
+    _NAMES = (
+        b"P/bad\xff/ct.nii.gz",
+        b"P\xff/PATIENT/ct.nii.gz",
+        b"P/SLICES/dicom/image\xff.dcm",
+        b"loose\xff/ct.nii.gz",
+    )
+
+    @pytest.fixture(autouse=True)
+    def _delivered(self, tmp_path: Path, deliver: Deliver) -> None:
+        deliver("GOOD")
+        for name in self._NAMES:
+            path = tmp_path / "source" / os.fsdecode(name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"x")
+
+    def test_they_are_held_under_names_that_can_be_written(self, settings: Settings) -> None:
+        settings = settings.model_copy(update={"pseudonym_key": SecretStr(KEY)})
+        for good in (Outcome.DONE, Outcome.SKIPPED):
+            outcomes = ingest_all(settings)
+            assert outcomes.pop("GOOD").outcome is good
+            assert {name: outcome.reason for name, outcome in outcomes.items()} == {
+                "bad\\udcff": "bad_name",
+                "PATIENT": "bad_name",
+                "SLICES": "unsafe_key",
+                "misplaced:loose\\udcff/ct.nii.gz": "misplaced",
+            }
+            for outcome in outcomes.values():
+                detail = str(outcome.detail)
+                assert detail.isprintable()
+                assert all(word in detail for word in ("udcff", "expected: ", "got: ", "fix: "))
+
+    def test_so_they_are_where_names_are_replaced(self, settings: Settings) -> None:
+        changes = {"identity": "pseudonym", "pseudonym_key": SecretStr(KEY)}
+        settings = settings.model_copy(update=changes)
+        outcomes = ingest_all(settings)
+        held = {name: one for name, one in outcomes.items() if one.outcome is Outcome.QUARANTINED}
+        assert len(outcomes) == len(held) + 1 == len(self._NAMES) + 1
+        for name, outcome in held.items():
+            assert all(word in str(outcome.detail) for word in ("S-", "expected: ", "fix: "))
+            assert not any(word in str(outcome.detail) for word in ("udcff", "image", "PATIENT"))
+            keys = find(settings, name.removeprefix("misplaced:"))
+            assert any("\udcff" in key or key == "P/SLICES/dicom/" for key in keys)
 
 
 class TestTryingAgain:

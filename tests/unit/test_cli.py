@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -163,6 +164,27 @@ def test_unusable_image_is_one_line_with_the_fix(
     _require_one_line(
         retroln("crop", *arguments, "--output-dir", str(tmp_path / "out")), 3, "ct.nii.gz", "fix: "
     )
+
+
+@pytest.mark.parametrize("identity", ["given", "pseudonym"])
+def test_a_folder_whose_name_is_no_text_can_be_shown(retroln: Command, tmp_path: Path, identity: str) -> None:
+    folder = tmp_path / "source" / "P1" / os.fsdecode(b"caf\xe9")
+    folder.mkdir(parents=True)
+    (folder / "ct.nii.gz").write_bytes(b"x")
+    settings = {
+        "RETROLN_IDENTITY": identity,
+        "RETROLN_PSEUDONYM_KEY": "of these tests, thirty-two characters",
+    }
+    ingested = retroln("ingest", **settings)
+    assert ingested.returncode == 0, ingested.stderr
+    assert "1 in = 0 done + 0 skipped + 1 quarantined + 0 failed" in ingested.stdout
+    shown = retroln("status", **settings)
+    assert shown.returncode == 0, shown.stderr
+    assert ("caf\\udce9" in shown.stdout) is (identity == "given")
+    (case_id,) = re.findall(r"caf\\udce9(?= +│ quar)|C-[A-Z2-7]{16}", shown.stdout)
+    assert retroln("status", case_id, **settings).returncode == 0
+    if identity == "pseudonym":
+        assert retroln("source", "find", case_id, **settings).stdout == "P1/caf\\udce9/ct.nii.gz\n"
 
 
 def test_wrong_setting_is_one_line_naming_the_variable(retroln: Command) -> None:

@@ -1,6 +1,7 @@
 """Messages are one line; errors come back whole from a worker process."""
 
 import copy
+import os
 import pickle
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -25,6 +26,13 @@ def test_the_message_names_file_expected_got_and_fix():
     )
     assert str(UserError("no bucket")) == "no bucket"
     assert str(UserError("no bucket", fix="make one")) == "no bucket; fix: make one"
+
+
+def test_the_message_can_be_written_whatever_a_file_is_called():
+    error = InputError("bad", reason="r", file=os.fsdecode(b"caf\xe9/ct.nii.gz"))
+    assert str(error) == "caf\\udce9/ct.nii.gz: bad"
+    assert str(error).encode()
+    assert error.file == "caf\udce9/ct.nii.gz"
 
 
 def test_the_message_is_one_line():

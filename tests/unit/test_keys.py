@@ -32,6 +32,7 @@ def test_ordinary_keys_pass_unchanged(key: str):
         ("a\\..\\b", "backslash"),
         ("a\nb", "control"),
         ("a\x00b", "control"),
+        ("caf\udce9/ct.nii.gz", "no UTF-8 text"),
         ("x" * 256, "longer than 255"),
         ("/".join(["abcdefgh"] * 120), "longer than 1024"),
         ("ü" * 128, "longer than 255"),
