@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.hostile.harness import LONGEST_S, Pass, take_in
+from tests.hostile.harness import Pass, Verdict, take_in
 from tests.hostile.nifti_mutations import sound_ct
 
 _SECRET = b"nothing of this file may turn up in the store"
@@ -87,6 +87,15 @@ def test_rows_of_a_listing_that_point_elsewhere_are_held(folder: Path) -> None:
     _require_nothing_leaked(folder, taken)
 
 
+def test_how_long_an_input_may_take_follows_the_processor() -> None:
+    slowest = {"BOMB": Verdict("BOMB", "quarantined", "size_mismatch", None, seconds=6.1, waited_s=6.1)}
+    Pass(slowest, peak_mb=0, inflating_s=5.3).require_quick()
+    with pytest.raises(AssertionError, match="BOMB"):
+        Pass(slowest, peak_mb=0, inflating_s=1.8).require_quick()
+    with pytest.raises(AssertionError, match="BOMB"):
+        Pass(slowest, peak_mb=0, inflating_s=0.2).require_quick()
+
+
 def _case(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "ct.nii.gz").write_bytes(gzip.compress(sound_ct()))
@@ -101,7 +110,7 @@ def _require_nothing_leaked(folder: Path, taken: Pass) -> None:
     assert sorted(path.name for path in (folder / "outside").iterdir()) == ["secret.nii.gz", "whole.nii.gz"]
     assert not [path for path in _files(folder / "store") if _SECRET in _plain(path)]
     assert list((folder / "cwd").iterdir()) == []
-    assert max(verdict.seconds for verdict in taken.verdicts.values()) < LONGEST_S
+    taken.require_quick()
 
 
 def _files(folder: Path) -> Iterator[Path]:
