@@ -103,7 +103,7 @@ class TestStopping:
     @pytest.fixture
     def stopping(self, supervisor: Supervisor) -> Supervisor:
         os.kill(_pid(supervisor), signal.SIGTERM)
-        wait(supervisor.is_stopping, 10, "it is not stopping")
+        wait(lambda: supervisor.is_stopping() or not supervisor.is_running(), 30, "it is not stopping")
         return supervisor
 
     @pytest.fixture
@@ -116,10 +116,12 @@ class TestStopping:
         wait(supervisor.is_stopping, 10, "it is not stopping")
         return supervisor
 
-    def test_it_counts_as_running_and_says_what_it_does(self, stopping: Supervisor) -> None:
-        assert stopping.is_running()
+    def test_it_counts_as_running_and_says_what_it_does(self, stubborn: Supervisor) -> None:
+        assert stubborn.is_running()
         with pytest.raises(RuntimeError, match=r"told to end and stops its programs.*make stack-down"):
-            stopping.states()
+            stubborn.states()
+        with pytest.raises(RuntimeError, match="was killed"):
+            stubborn.shut_down()
 
     def test_shutting_it_down_again_waits_for_its_end(self, stopping: Supervisor) -> None:
         pid = _pid(stopping)
@@ -149,19 +151,25 @@ class TestStopping:
             stubborn.shut_down()
         assert not any(map(is_running, everyone))
 
-    def test_a_start_waits_for_its_end(self, stopping: Supervisor, monkeypatch: pytest.MonkeyPatch) -> None:
-        pid, said = _pid(stopping), list[str]()
+    def test_a_start_waits_for_its_end(self, stubborn: Supervisor, monkeypatch: pytest.MonkeyPatch) -> None:
+        pid, said = _pid(stubborn), list[str]()
+        monkeypatch.setattr(module, "_STOP_S", 60)
+
+        def tell(words: str) -> None:
+            said.append(words)
+            for program in children_of(pid):
+                os.kill(program, signal.SIGKILL)
 
         def start(_: object) -> str:
             assert not is_running(pid)
-            stopping.configure([_SLEEPER])
+            stubborn.configure([_SLEEPER])
             raise RuntimeError("it is started")
 
         monkeypatch.setattr(lifecycle.postgres, "init_cluster", start)
         with pytest.raises(RuntimeError, match="it is started"):
-            lifecycle.up(Stack(stopping.home, 14200), tell=said.append)
+            lifecycle.up(Stack(stubborn.home, 14200), tell=tell)
         assert said == ["waiting for the end of what is stopping"]
-        assert _pid(stopping) != pid
+        assert _pid(stubborn) != pid
 
     def test_a_start_does_not_wait_for_ever(self, stubborn: Supervisor) -> None:
         with pytest.raises(
