@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from retroln.catalog.claims import ClaimQueries
 from retroln.catalog.database import Database, open_database
+from retroln.catalog.intakes import IntakeQueries
 from retroln.catalog.landmark_reviews import LandmarkReviewQueries
 from retroln.catalog.ledger import LedgerQueries
 from retroln.catalog.predictions import PredictionQueries
@@ -17,6 +18,7 @@ class Catalog(
     RunQueries,
     LedgerQueries,
     ScanQueries,
+    IntakeQueries,
     ClaimQueries,
     PreparationQueries,
     LandmarkReviewQueries,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sqlalchemy import Select, delete, select
 
 from retroln.catalog.claims import require_claim
+from retroln.catalog.consent import require_consent
 from retroln.catalog.database import Database
 from retroln.catalog.models import LandmarkReview, Landmarks, Scan
 from retroln.catalog.preparation import landmarks_row
@@ -62,10 +63,12 @@ class LandmarkReviewQueries:
 
         Raises:
             ConflictError: the scan was superseded meanwhile.
+            WithdrawnError: the patient withdrew.
         """
         with self._database.writing() as session:
             scan = scan_row(session, scan_id, lock=True)
             require_claim(session, scan_id, self._owner)
+            require_consent(session, scan.case_id, scan.patient_id)
             move(session, scan, ScanState.QUARANTINED, run_id, reason=reason, detail=detail)
             scan.vertebrae_key = vertebrae_key or scan.vertebrae_key
             session.execute(delete(Landmarks).where(Landmarks.scan_id == scan_id))
@@ -96,9 +99,11 @@ class LandmarkReviewQueries:
         Raises:
             NotFoundError: no such scan.
             ConflictError: the scan is not held for its landmarks (nor, for a correction, prepared).
+            WithdrawnError: the patient withdrew.
         """
         with self._database.writing() as session:
             scan = scan_row(session, draft.scan_id, lock=True)
+            require_consent(session, scan.case_id, scan.patient_id)
             row = session.scalars(_latest(draft.scan_id)).first()
             repeated = row is not None and _says_the_same(row, draft)
             if row is None or not repeated:

@@ -172,6 +172,15 @@ class CaseClaim(Base):
     expires_at: Mapped[datetime]
 
 
+class Intake(Base):
+    """Objects of a patient that ingest stores and has not recorded; the patient is named before the first."""
+
+    __tablename__ = "intakes"
+    patient_id: Mapped[str] = mapped_column(primary_key=True)
+    case_id: Mapped[str] = mapped_column(primary_key=True)
+    source_sha256: Mapped[str] = mapped_column(primary_key=True)
+
+
 class Landmarks(Base):
     """The vertebrae of a scan that was prepared, or held for them, and how far they can be trusted."""
 

@@ -9,6 +9,7 @@ from sqlalchemy import ColumnElement, Select, and_, delete, exists, func, select
 from sqlalchemy.orm import Session
 
 from retroln.catalog.claims import require_claim
+from retroln.catalog.consent import require_consent
 from retroln.catalog.database import Database
 from retroln.catalog.models import CaseEvent, Dataset, DatasetMember, Node, Prediction, Scan
 from retroln.catalog.preparation import crop_or_none, landmarks_or_none
@@ -112,10 +113,12 @@ class PredictionQueries:
 
         Raises:
             ConflictError: the scan is no longer `prepared`.
+            WithdrawnError: the patient withdrew.
         """
         with self._database.writing() as session:
             scan = scan_row(session, scan_id, lock=True)
             require_claim(session, scan_id, self._owner)
+            require_consent(session, scan.case_id, scan.patient_id)
             if scan.state != ScanState.PREPARED:
                 raise ConflictError(
                     f"case {scan.case_id} changed during inference", expected="prepared", got=scan.state

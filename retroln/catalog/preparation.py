@@ -6,6 +6,7 @@ from sqlalchemy import Select, delete, select
 from sqlalchemy.orm import Session
 
 from retroln.catalog.claims import require_claim
+from retroln.catalog.consent import require_consent
 from retroln.catalog.database import Database
 from retroln.catalog.models import Crop, Dataset, DatasetMember, Landmarks, Roi, Scan
 from retroln.catalog.records import (
@@ -51,10 +52,12 @@ class PreparationQueries:
 
         Raises:
             ConflictError: the scan was superseded or quarantined meanwhile.
+            WithdrawnError: the patient withdrew.
         """
         with self._database.writing() as session:
             scan = scan_row(session, scan_id, lock=True)
             require_claim(session, scan_id, self._owner)
+            require_consent(session, scan.case_id, scan.patient_id)
             stored = session.scalars(select(Crop).where(Crop.scan_id == scan_id)).first()
             if scan.state == ScanState.PREPARED and stored and stored.ct_sha256 == crop.ct_sha256:
                 return

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Select, func, select
+from sqlalchemy import ColumnElement, Select, delete, func, select
 from sqlalchemy.orm import Session
 
 from retroln.catalog.accounting import CaseOutcome, Outcome
 from retroln.catalog.claims import require_claim
+from retroln.catalog.consent import WITHDRAWN, hold_consent, require_consent
 from retroln.catalog.database import Database
-from retroln.catalog.models import CaseEvent, Crop, Scan
+from retroln.catalog.models import CaseEvent, Crop, Intake, Scan
 from retroln.catalog.records import ScanDraft, ScanRecord, record_of
 from retroln.catalog.states import FIRST_STATES, ScanState, require_transition, state_after_requeue
 from retroln.errors import ConflictError, NotFoundError
@@ -78,10 +79,13 @@ class ScanQueries:
 
         Raises:
             ConflictError: the draft's state is no first state, or another run added the case meanwhile.
+            WithdrawnError: the patient has withdrawn. Only that a delivery was refused for it is recorded.
         """
         if draft.state not in FIRST_STATES:
             raise ConflictError(f"a scan cannot begin as {draft.state}", file=draft.case_id)
         with self._database.writing() as session:
+            if draft.reason != WITHDRAWN:
+                hold_consent(session, draft.case_id, draft.patient_id)
             current = session.scalars(_current(draft.case_id).with_for_update()).first()
             present = current.id if current else 0
             if follows not in (None, present):
@@ -93,19 +97,28 @@ class ScanQueries:
             session.add(row)
             session.flush()
             _note(session, row, None, run_id)
+            session.execute(delete(Intake).where(*_intake_of(draft)))
             return scan_record(row)
 
     def touch_fingerprint(self, scan_id: int, fingerprint: str) -> None:
-        """Remember that unchanged bytes now carry another fingerprint."""
+        """Remember that unchanged bytes now carry another fingerprint; a withdrawn scan keeps none."""
         with self._database.writing() as session:
-            scan_row(session, scan_id, lock=True).source_fingerprint = fingerprint
+            row = scan_row(session, scan_id, lock=True)
+            if row.state != ScanState.WITHDRAWN:
+                row.source_fingerprint = fingerprint
 
     def quarantine(self, scan_id: int, reason: str, detail: str, run_id: int | None) -> ScanRecord:
-        """Hold a scan back for a person. Raises `ConflictError` if it was superseded meanwhile."""
+        """Hold a scan back for a person.
+
+        Raises `ConflictError` if it was superseded meanwhile, `WithdrawnError` if its patient withdrew.
+        """
         return self._hold(scan_id, ScanState.QUARANTINED, reason, detail, run_id)
 
     def fail(self, scan_id: int, reason: str, detail: str, run_id: int | None) -> ScanRecord:
-        """Record that processing broke. Raises `ConflictError` if the state forbids it."""
+        """Record that processing broke.
+
+        Raises `ConflictError` if the state forbids it, `WithdrawnError` if the patient withdrew.
+        """
         return self._hold(scan_id, ScanState.FAILED, reason, detail, run_id)
 
     def requeue(self, case_id: str) -> ScanRecord:
@@ -191,6 +204,7 @@ class ScanQueries:
         with self._database.writing() as session:
             row = scan_row(session, scan_id, lock=True)
             require_claim(session, scan_id, self._owner)
+            require_consent(session, row.case_id, row.patient_id)
             move(session, row, state, run_id, reason=reason, detail=detail)
             session.flush()
             return scan_record(row)
@@ -269,6 +283,15 @@ def _added_meanwhile(case_id: str, follows: int | None, present: int) -> Conflic
 def _row_of(draft: ScanDraft, revision: int) -> Scan:
     values: dict[str, Any] = {**vars(draft), "detail": clean(draft.detail)}
     return Scan(**values, revision=revision)
+
+
+def _intake_of(draft: ScanDraft) -> tuple[ColumnElement[bool], ...]:
+    """What singles out the intake that the draft records."""
+    return (
+        Intake.patient_id == draft.patient_id,
+        Intake.case_id == draft.case_id,
+        Intake.source_sha256 == draft.source_sha256,
+    )
 
 
 def clean(detail: str | None) -> str | None:

@@ -7,12 +7,14 @@ from collections.abc import Iterable, Sequence
 from sqlalchemy import ColumnElement, Select, delete, func, select
 from sqlalchemy.orm import Session
 
+from retroln.catalog.consent import WITHDRAWN, lock_patient
 from retroln.catalog.database import Database
 from retroln.catalog.models import (
     CaseEvent,
     Crop,
     Dataset,
     DatasetMember,
+    Intake,
     LandmarkReview,
     Landmarks,
     Node,
@@ -34,8 +36,6 @@ from retroln.catalog.scans import move, scan_record
 from retroln.catalog.states import TRANSITIONS, ScanState
 from retroln.errors import ConflictError, NotFoundError
 
-WITHDRAWN = "withdrawn"
-"""Reason of whatever a withdrawal does and of every refused delivery."""
 _EMPTIED = (
     "source_sha256",
     "ct_key",
@@ -86,9 +86,11 @@ class WithdrawalQueries:
     def begin_withdrawal(self, patient_id: str, reason: str, by: str) -> WithdrawalRecord:
         """Record the withdrawal and take every current scan of the patient out of work, all or nothing.
 
-        From then on no step finds these scans. A withdrawal that was recorded before keeps its words.
+        From then on no step finds these scans, and none records another one. A withdrawal that was recorded
+        before keeps its words.
         """
         with self._database.writing() as session:
+            lock_patient(session, patient_id)
             row = session.scalars(_withdrawal(patient_id)).first()
             if row is None:
                 row = Withdrawal(patient_id=patient_id, reason=reason, by=by)
@@ -145,6 +147,7 @@ class WithdrawalQueries:
             (DatasetMember, DatasetMember.patient_id == patient_id),
             (CaseEvent, CaseEvent.scan_id.in_(ids)),
             (RunOutcome, RunOutcome.case_id.in_(cases)),
+            (Intake, Intake.patient_id == patient_id),
             (LandmarkReview, LandmarkReview.scan_id.in_(ids)),
         )
         with self._database.reading() as session:
@@ -160,22 +163,28 @@ class WithdrawalQueries:
         )
 
     def sources_of_others(self, patient_id: str, case_ids: Sequence[str]) -> frozenset[tuple[str, str]]:
-        """(case, source sha256) of what came under these case ids for other patients."""
-        others = select(Scan.case_id, Scan.source_sha256).where(
-            Scan.case_id.in_(case_ids), Scan.patient_id != patient_id, Scan.source_sha256.is_not(None)
-        )
+        """(case, source sha256) of what came, or is coming, under these case ids for other patients."""
+        rows: set[tuple[str, str]] = set()
         with self._database.reading() as session:
-            return frozenset((case, str(sha256)) for case, sha256 in session.execute(others).tuples())
+            for table in (Scan, Intake):
+                others = select(table.case_id, table.source_sha256).where(
+                    table.case_id.in_(case_ids), table.patient_id != patient_id
+                )
+                rows |= {(case, sha) for case, sha in session.execute(others).tuples() if sha is not None}
+        return frozenset(rows)
 
     def shared_cases(self, patient_id: str, case_ids: Sequence[str]) -> frozenset[str]:
         """Those of the case ids that also are, or were, another patient's who has not withdrawn."""
-        others = select(Scan.case_id).where(
-            Scan.case_id.in_(case_ids),
-            Scan.patient_id != patient_id,
-            Scan.patient_id.not_in(select(Withdrawal.patient_id)),
-        )
+        cases: set[str] = set()
         with self._database.reading() as session:
-            return frozenset(session.scalars(others))
+            for table in (Scan, Intake):
+                others = select(table.case_id).where(
+                    table.case_id.in_(case_ids),
+                    table.patient_id != patient_id,
+                    table.patient_id.not_in(select(Withdrawal.patient_id)),
+                )
+                cases |= set(session.scalars(others))
+        return frozenset(cases)
 
     def datasets_of_patient(self, patient_id: str) -> list[PatientDataset]:
         """Dataset versions that the patient is in, oldest first."""

@@ -10,9 +10,9 @@ from posixpath import commonpath, dirname
 from typing import Self
 
 from retroln.catalog.accounting import CaseOutcome, Outcome
+from retroln.catalog.consent import WITHDRAWN
 from retroln.catalog.records import ScanRecord
 from retroln.catalog.states import ScanState
-from retroln.catalog.withdrawals import WITHDRAWN
 from retroln.errors import InputError
 from retroln.files import sha256_json
 from retroln.steps.cohort import Listing, Parts, parts_of

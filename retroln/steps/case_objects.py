@@ -67,11 +67,12 @@ class Ownership:
             for scan in catalog.scans_of_patient(patient_id)
             if scan.source_sha256
         }
+        begun = {(case, sha256[:SHORT]) for case, sha256 in catalog.intakes_of(patient_id)}
         noted = {place_of(item.name) for item in catalog.withdrawn_items(patient_id) if item.kind == "object"}
         others = {(case, sha256[:SHORT]) for case, sha256 in catalog.sources_of_others(patient_id, cases)}
         return cls(
             cases=frozenset(cases),
-            own=frozenset(recorded | {place for place in noted if place}),
+            own=frozenset(recorded | begun | {place for place in noted if place}),
             others=frozenset(others),
             shared=catalog.shared_cases(patient_id, cases),
         )
@@ -82,6 +83,12 @@ class Ownership:
         if place is None or place[0] not in self.cases or place in self.others:
             return False
         return place[0] not in self.shared or place in self.own
+
+
+def cases_of(catalog: Catalog, patient_id: str) -> tuple[str, ...]:
+    """The patient's case ids, those of which ingest recorded nothing included."""
+    recorded = [scan.case_id for scan in catalog.scans_of_patient(patient_id)]
+    return tuple(dict.fromkeys([*recorded, *(case for case, _ in catalog.intakes_of(patient_id))]))
 
 
 def objects_below(

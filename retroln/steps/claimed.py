@@ -14,8 +14,8 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from retroln.catalog.accounting import CaseOutcome, Outcome
 from retroln.catalog.catalog import Catalog
+from retroln.catalog.consent import WITHDRAWN
 from retroln.catalog.records import ScanRecord
-from retroln.catalog.withdrawals import WITHDRAWN
 from retroln.errors import ConflictError, LeaseError, RefusedError, UnavailableError, WithdrawnError
 from retroln.settings import Settings
 from retroln.steps.cases import OnOutcome, guarded, run_cases

@@ -10,7 +10,7 @@ from retroln.catalog.records import ScanRecord, WithdrawalRecord, WithdrawnItem
 from retroln.errors import InputError, UserError
 from retroln.settings import Settings
 from retroln.steps import champion
-from retroln.steps.case_objects import SHORT, Ownership, objects_below
+from retroln.steps.case_objects import SHORT, Ownership, cases_of, objects_below
 from retroln.steps.entry import CaseEntry
 from retroln.steps.identity import Policy
 from retroln.steps.promote import DATASET_TAG
@@ -101,7 +101,7 @@ def survey(settings: Settings, patient_id: str) -> Holdings:
         roles[used.version] = (*roles.get(used.version, ()), used.role)
     policy = Policy.of(settings)
     entries, remarks = _listed(workspace, policy, patient_id)
-    cases = tuple(dict.fromkeys([scan.case_id for scan in scans] + [one.case_id for one in entries]))
+    cases = tuple(dict.fromkeys([*cases_of(catalog, patient_id), *(one.case_id for one in entries)]))
     named, under_way = _runs(settings, patient_id, roles)
     return Holdings(
         patient_id=patient_id,

@@ -18,7 +18,7 @@ from retroln.anatomy.vertebrae import Vertebrae
 from retroln.catalog.accounting import CaseOutcome, Outcome
 from retroln.catalog.records import ScanDraft, ScanRecord
 from retroln.catalog.states import ScanState
-from retroln.errors import ConflictError, InputError, NotFoundError, UserError
+from retroln.errors import ConflictError, InputError, NotFoundError, UserError, WithdrawnError
 from retroln.files import sha256_json
 from retroln.imaging import nifti
 from retroln.imaging.volume import Volume
@@ -32,6 +32,7 @@ from retroln.steps.arrivals import (
     unchanged,
     withdrawn_error,
 )
+from retroln.steps.case_objects import SHORT, remove
 from retroln.steps.cases import OnOutcome, tell
 from retroln.steps.claimed import DONE_ELSEWHERE, Worker, this_process
 from retroln.steps.cohort import Parts
@@ -150,15 +151,16 @@ def _ingest(workspace: Workspace, policy: Policy, run_id: int, entry: CaseEntry)
                 return _own(workspace, current, run_id, outcome_of_unchanged(current))
             delivered = Delivered.open(entry, folder, arrival.parts["ct"], policy)
             entry = replace(entry, patient_id=delivered.patient_id)
-            _require_consent(workspace, entry)
             _require_same_patient(entry, current)
+            _begin(workspace, entry, sha256)
             draft = _canonicalise(workspace, delivered, arrival.fingerprint, sha256)
     except InputError as error:
         held = _held(policy, entry, current, error)
         held = replace(held, source_fingerprint=arrival.fingerprint, source_sha256=sha256)
         outcome = CaseOutcome(entry.case_id, Outcome.QUARANTINED, held.reason, held.detail)
-        return _add(workspace, held, current, run_id) or outcome
-    return _record(workspace, policy, entry, draft, current, run_id)
+        return _add(workspace, policy, entry, held, current, run_id) or outcome
+    outcome = CaseOutcome(entry.case_id, Outcome.DONE)
+    return _add(workspace, policy, entry, draft, current, run_id) or outcome
 
 
 def _own(workspace: Workspace, scan: ScanRecord, run_id: int, outcome: CaseOutcome) -> CaseOutcome:
@@ -167,36 +169,29 @@ def _own(workspace: Workspace, scan: ScanRecord, run_id: int, outcome: CaseOutco
     return own or outcome
 
 
-def _record(
+def _add(
     workspace: Workspace,
     policy: Policy,
     entry: CaseEntry,
     draft: ScanDraft,
     current: ScanRecord | None,
     run_id: int,
-) -> CaseOutcome:
-    """Add what was stored, unless the patient was withdrawn meanwhile: then nothing of it stays."""
-    outcome = None
-    try:
-        outcome = _add(workspace, draft, current, run_id)
-    except ConflictError:
-        if workspace.catalog.withdrawal_of(entry.patient_id) is None:
-            raise
-    if workspace.catalog.withdrawal_of(entry.patient_id):
-        _take_back(workspace, entry)
-        return refused(policy, entry, withdrawn_error(entry, entry.patient_id))
-    return outcome or CaseOutcome(entry.case_id, Outcome.DONE)
-
-
-def _add(
-    workspace: Workspace, draft: ScanDraft, current: ScanRecord | None, run_id: int
 ) -> CaseOutcome | None:
-    """Record the draft; if somebody else recorded the case meanwhile, nothing, and what became of it."""
+    """Record the draft, and return None.
+
+    If somebody else recorded the case meanwhile, or its patient withdrew, nothing is recorded: what became of
+    it is returned. Of a patient who withdrew nothing stays in the store.
+    """
     catalog, follows = workspace.catalog, current.scan_id if current else 0
     try:
         catalog.add_scan(draft, run_id, follows=follows)
+    except WithdrawnError:
+        _take_back(workspace, draft)
+        return refused(policy, entry, withdrawn_error(entry, draft.patient_id))
     except ConflictError:
         present = catalog.current_scan(draft.case_id)
+        if present and present.state is ScanState.WITHDRAWN:
+            return refused(policy, entry, withdrawn_error(entry, present.patient_id))
         if present is None or present.scan_id == follows:
             raise
         detail = f"it was done meanwhile and is {present.state} now"
@@ -205,16 +200,24 @@ def _add(
     return None
 
 
-def _take_back(workspace: Workspace, entry: CaseEntry) -> None:
-    """Remove what was just stored of a patient who was withdrawn meanwhile."""
-    from retroln.steps import withdraw  # looks into MLflow, which ingest does not need otherwise
+def _begin(workspace: Workspace, entry: CaseEntry, sha256: str) -> None:
+    """Let the catalog know whose objects will be stored, so that those of a worker that dies are found."""
+    try:
+        workspace.catalog.begin_intake(entry.case_id, entry.patient_id, sha256)
+    except WithdrawnError as error:
+        raise withdrawn_error(entry, entry.patient_id) from error
 
-    withdraw.finish(workspace.settings, entry.patient_id)
+
+def _take_back(workspace: Workspace, draft: ScanDraft) -> None:
+    """Remove what was just stored of a patient who withdrew meanwhile; what stays, the sweep removes."""
+    if draft.source_sha256:
+        base = _base(draft.case_id, draft.source_sha256)
+        remove(workspace, draft.patient_id, workspace.store.list(base))
 
 
-def _require_consent(workspace: Workspace, entry: CaseEntry) -> None:
-    if workspace.catalog.withdrawal_of(entry.patient_id):
-        raise withdrawn_error(entry, entry.patient_id)
+def _base(case_id: str, sha256: str) -> str:
+    """Where a revision is stored."""
+    return f"scans/{case_id}/{sha256[:SHORT]}/"
 
 
 def _require_same_patient(entry: CaseEntry, current: ScanRecord | None) -> None:
@@ -266,7 +269,7 @@ def _canonicalise(workspace: Workspace, delivered: Delivered, fingerprint: str, 
     picked = delivered.choose_series(settings)
     series = picked[0] if picked else None
     ct = delivered.read_ct(series)
-    base = f"scans/{entry.case_id}/{sha256[:16]}/"
+    base = _base(entry.case_id, sha256)
     keys: dict[str, str] = {}
     if entry.vertebrae:
         spine = delivered.read_vertebrae(ct.grid)

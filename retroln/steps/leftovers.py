@@ -15,7 +15,7 @@ from retroln.catalog.records import WithdrawalRecord
 from retroln.errors import ConflictError
 from retroln.settings import Settings
 from retroln.steps import withdraw
-from retroln.steps.case_objects import Ownership, objects_below
+from retroln.steps.case_objects import Ownership, cases_of, objects_below
 from retroln.steps.holdings import objects_of_versions
 from retroln.steps.workspace import Workspace, open_workspace
 
@@ -89,10 +89,9 @@ def in_turn(withdrawals: Sequence[WithdrawalRecord], now: datetime) -> list[With
 def _holds_anything(workspace: Workspace, patient_id: str, is_left: Callable[[str], bool]) -> bool:
     """Whether rows name something stored of a withdrawn patient, or something is stored."""
     catalog = workspace.catalog
-    scans = catalog.scans_of_patient(patient_id)
-    if any(scan.ct_key for scan in scans):
+    if any(scan.ct_key for scan in catalog.scans_of_patient(patient_id)):
         return True
-    cases = tuple(dict.fromkeys(scan.case_id for scan in scans))
+    cases = cases_of(catalog, patient_id)
     models = [f"{name}-v{version}" for name, version in catalog.models_decided_on()]
     prefixes = [f"{place}/{case}/" for case in cases for place in ("scans", "crops")]
     prefixes += [f"predictions/{model}/{case}/" for case in cases for model in models]

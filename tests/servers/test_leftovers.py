@@ -21,6 +21,7 @@ import pytest
 from click.testing import CliRunner
 from sqlalchemy import select
 
+from retroln.catalog import scans
 from retroln.catalog.accounting import CaseOutcome, Outcome
 from retroln.catalog.catalog import Catalog
 from retroln.catalog.models import Claim
@@ -322,8 +323,10 @@ class TestSweep:
         assert platform.objects("A-CT1/") | platform.objects("A-CT2/") == {}
         assert kept <= set(platform.objects(""))
 
-    def test_a_scan_that_was_recorded_after_the_withdrawal_is_emptied(self, platform: Platform) -> None:
-        """Ingest died between recording it and looking whether the patient had withdrawn."""
+    def test_a_scan_that_was_recorded_after_the_withdrawal_is_emptied(
+        self, platform: Platform, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As it could be before recording it asked for consent."""
         platform.withdraw()
         key = f"scans/A-CT3/{'c' * 16}/ct.nii.gz"
         platform.workspace.store.put_bytes(b"late", key)
@@ -335,7 +338,9 @@ class TestSweep:
             source_sha256="c" * 64,
             ct_key=key,
         )
-        platform.catalog.add_scan(draft, None)
+        with monkeypatch.context() as patch:
+            patch.setattr(scans, "hold_consent", lambda *_: None)
+            platform.catalog.add_scan(draft, None)
         assert leftovers.sweep(platform.settings) == Swept(1, 1)
         scan = platform.scan("A-CT3")
         assert (scan.state, scan.ct_key, scan.source_uri) == (ScanState.WITHDRAWN, None, {})
@@ -395,6 +400,87 @@ class TestSweep:
         store.put_bytes(b"late", f"crops/X/{'a' * 16}-{'0' * 16}/ct.nii.gz")
         again(platform.settings)
         assert set(platform.objects("/X/")) == kept
+
+
+class Killed(BaseException):
+    """What a process that is killed does not come back from."""
+
+
+def _dies(*_: Any, **__: Any) -> Any:
+    raise Killed
+
+
+class TestIngestThatDied:
+    """Its objects are stored and the new case is not recorded; nobody will deliver it again."""
+
+    def ingest(self, platform: Platform, phantom: Phantom, monkeypatch: pytest.MonkeyPatch) -> set[str]:
+        """Take in A-CT3 until just before it is recorded; returns the keys that are left."""
+        source = open_store(platform.settings.source_uri, platform.settings)
+        path = platform.folder / "made.nii.gz"
+        nifti.write_source(path, phantom.ct)
+        source.put_file(path, "PAT-A/A-CT3/ct.nii.gz")
+        run = Run.begin(platform.settings, "ingest", {})
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(Catalog, "add_scan", _dies)
+            ingest.ingest(platform.settings, run_id=run.run_id)
+        source.delete("PAT-A/A-CT3/ct.nii.gz")
+        left = set(platform.objects("A-CT3"))
+        assert platform.catalog.current_scan("A-CT3") is None
+        return left
+
+    def test_a_later_withdrawal_removes_it(
+        self, platform: Platform, phantom: Phantom, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        left, others = self.ingest(platform, phantom, monkeypatch), platform.objects("B-CT1")
+        assert len(left) == 1
+        platform.withdraw()
+        assert platform.objects("A-CT") == {}
+        assert left <= platform.noted()
+        assert platform.objects("B-CT1") == others
+
+    def test_the_sweep_removes_it_when_the_patient_withdrew_meanwhile(
+        self, platform: Platform, phantom: Phantom, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with monkeypatch.context() as patch:
+            late = platform.withdrawing_before(ingest._canonicalise)
+            patch.setattr(ingest, "_canonicalise", late)
+            left = self.ingest(platform, phantom, monkeypatch)
+        assert len(left) == 1
+        assert leftovers.sweep(platform.settings) == Swept(1, 1)
+        assert platform.objects("A-CT") == {}
+        assert left <= platform.noted()
+        assert leftovers.sweep(platform.settings) == Swept()
+
+    def test_nothing_is_stored_of_a_patient_who_withdrew_before(
+        self, platform: Platform, phantom: Phantom, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        late = platform.withdrawing_before(ingest._require_same_patient)
+        entry = next(one for one in ingest.list_entries(platform.settings) if one.case_id == "A-CT1")
+        nifti.write_source(platform.folder / "made.nii.gz", phantom.ct.with_array(phantom.ct.array + 1))
+        source = open_store(platform.settings.source_uri, platform.settings)
+        source.put_file(platform.folder / "made.nii.gz", entry.ct)
+        monkeypatch.setattr(ingest, "_require_same_patient", late)
+        monkeypatch.setattr(ingest, "_canonicalise", _dies)
+        run = Run.begin(platform.settings, "ingest", {})
+        outcome = ingest.ingest_case(platform.settings, run.run_id, entry)
+        assert (outcome.outcome, outcome.reason) == (Outcome.QUARANTINED, "withdrawn")
+        assert platform.scan("A-CT1").state is ScanState.WITHDRAWN
+
+    def test_what_is_recorded_leaves_no_intake(
+        self, platform: Platform, phantom: Phantom, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert platform.catalog.intakes_of("PAT-A") == platform.catalog.intakes_of("PAT-B") == []
+        self.ingest(platform, phantom, monkeypatch)
+        assert [case for case, _ in platform.catalog.intakes_of("PAT-A")] == ["A-CT3"]
+
+    def test_another_patients_live_ingest_under_the_case_id_loses_nothing(self, platform: Platform) -> None:
+        """A-CT1 was listed as PAT-B's case while nothing of it was recorded."""
+        key = f"scans/A-CT1/{'c' * 16}/vertebrae.nii.gz"
+        platform.catalog.begin_intake("A-CT1", "PAT-B", "c" * 64)
+        platform.workspace.store.put_bytes(b"not recorded yet", key)
+        withdraw.withdraw(platform.settings, "PAT-A", **WORDS)
+        leftovers.sweep(platform.settings)
+        assert set(platform.objects("A-CT")) == {key}
 
 
 def test_of_many_withdrawals_each_comes_to_its_turn() -> None:
