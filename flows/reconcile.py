@@ -27,10 +27,12 @@ def reconcile() -> State[None]:
         _announce(settings, done)
     if done.current and settings.fan_out == "workers":
         start_inference(settings, done.current)
-    remarks = [*_remarks(done), *sweep(settings), *stages.sweep_withdrawn(settings).remarks()]
+    died, swept = sweep(settings), stages.sweep_withdrawn(settings)
+    remarks = [*_remarks(done), *died, *swept.remarks()]
     if remarks:
         show_text("reconcile", "\n".join(f"- {remark}" for remark in remarks), "What reconcile did")
     rename(f"reconcile: {remarks[0]}" if remarks else "reconcile: nothing to do")
+    swept.require_finished()
     return Completed(message="; ".join(remarks) or "nothing to do")
 
 

@@ -56,8 +56,8 @@ def reconcile() -> None:
     from retroln.steps.reconcile import reconcile as step
 
     settings = Settings()
-    found = step(settings)
-    for remark in (*found.remarks, *sweep(settings).remarks()):
+    found, swept = step(settings), sweep(settings)
+    for remark in (*found.remarks, *swept.remarks()):
         click.echo(f"note: {remark}")
     if found.decision:
         click.echo(f"version {found.decision.version} is promoted (audit row {found.decision.audit_id})")
@@ -69,6 +69,7 @@ def reconcile() -> None:
         click.echo(f"champion: version {found.current.version} (audit row {found.current.audit_id})")
     else:
         click.echo("champion: none")
+    swept.require_finished()
 
 
 @click.command()

@@ -6,13 +6,15 @@ withdrew meanwhile. Nobody asks for them any more, so reconcile looks for them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
 
 from retroln.catalog.records import WithdrawalRecord
-from retroln.errors import ConflictError
+from retroln.errors import ConflictError, RefusedError, UnavailableError, UserError
 from retroln.settings import Settings
 from retroln.steps import withdraw
 from retroln.steps.case_objects import Ownership, cases_of, objects_below
@@ -21,6 +23,8 @@ from retroln.steps.workspace import Workspace, open_workspace
 
 PATIENTS_PER_PASS = 20
 _PASS_S = 300
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -31,14 +35,16 @@ class Swept:
         patients: withdrawn patients of whom something was there and is removed.
         objects: how many stored objects of theirs.
         in_hand: withdrawn patients of whom something is there that waits for a worker, and for a later pass.
+        failures: what could not be finished, and why; later passes try again.
     """
 
     patients: int = 0
     objects: int = 0
     in_hand: int = 0
+    failures: tuple[str, ...] = ()
 
     def remarks(self) -> list[str]:
-        """In sentences, without names; none when there was nothing."""
+        """In sentences; none when there was nothing. Patients are not named."""
         found = []
         if self.patients:
             found.append(
@@ -47,14 +53,25 @@ class Swept:
             )
         if self.in_hand:
             found.append(f"a worker has scans of {self.in_hand} withdrawn patients in hand; they wait for it")
-        return found
+        return found + [f"not finished: {failure}" for failure in self.failures]
+
+    def require_finished(self) -> None:
+        """Raise `RefusedError` if something could not be finished."""
+        if self.failures:
+            raise RefusedError(
+                "what came of withdrawn patients is not all removed",
+                expected="every withdrawal finished",
+                got="; ".join(self.failures),
+                fix="mend what each says; the next pass tries again",
+            )
 
 
 def sweep(settings: Settings, now: datetime | None = None) -> Swept:
     """Look at some withdrawn patients, all in turn, and finish the withdrawal of those who left something.
 
     Of a patient it lists the prefixes of the patient's own cases alone: two per case, one per case and
-    model version that was ever decided on, two per dataset version with the patient.
+    model version that was ever decided on, two per dataset version with the patient. What goes wrong
+    with one stops no other.
 
     Args:
         now: decides whose turn it is.
@@ -62,19 +79,40 @@ def sweep(settings: Settings, now: datetime | None = None) -> Swept:
     Raises:
         UnavailableError: a server is away; a later pass goes on.
     """
+    catalog = open_workspace(settings).catalog
+    turn = in_turn(catalog.withdrawals(), now or datetime.now(UTC))
+    failures: list[str] = []
+    found = _sweep_patients(settings, turn, failures)
+    return replace(found, failures=tuple(failures))
+
+
+def _sweep_patients(settings: Settings, turn: Sequence[WithdrawalRecord], failures: list[str]) -> Swept:
     workspace = open_workspace(settings)
     is_left = cache(lambda version: any(True for _ in objects_of_versions(workspace, [version])))
     patients = objects = in_hand = 0
-    for one in in_turn(workspace.catalog.withdrawals(), now or datetime.now(UTC)):
-        if not _holds_anything(workspace, one.patient_id, is_left):
-            continue
-        try:
-            found = withdraw.finish(settings, one.patient_id, hand="sweep")
-        except ConflictError:
-            in_hand += 1
-        else:
-            patients, objects = patients + 1, objects + len(found.objects)
+    for one in turn:
+        with _going_on(f"withdrawal {one.withdrawal_id}", failures):
+            if not _holds_anything(workspace, one.patient_id, is_left):
+                continue
+            try:
+                found = withdraw.finish(settings, one.patient_id, hand="sweep")
+            except ConflictError:
+                in_hand += 1
+            else:
+                patients, objects = patients + 1, objects + len(found.objects)
     return Swept(patients, objects, in_hand)
+
+
+@contextmanager
+def _going_on(what: str, failures: list[str]) -> Iterator[None]:
+    """Tell an error of the block and go on; a server that is away is away for all."""
+    try:
+        yield
+    except UnavailableError:
+        raise
+    except Exception as error:
+        log.error("%s is not finished: %s", what, error, exc_info=not isinstance(error, UserError))
+        failures.append(f"{what}: {type(error).__name__}: {error}")
 
 
 def in_turn(withdrawals: Sequence[WithdrawalRecord], now: datetime) -> list[WithdrawalRecord]:

@@ -7,15 +7,16 @@ scans out of work; then objects go, then rows, then this machine's caches; then 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from retroln.catalog.catalog import Catalog
 from retroln.catalog.records import ScanRecord
-from retroln.errors import ConflictError, NotFoundError, UserError
+from retroln.errors import ConflictError, NotFoundError, RefusedError, UserError
 from retroln.settings import Settings
 from retroln.steps.holdings import Holdings, survey
 from retroln.steps.workspace import Workspace, open_workspace
+from retroln.storage.base import ObjectInfo, ObjectStore
 from retroln.tracking import traces
 
 VERSION_TAG = "withdrawn.patients"
@@ -34,6 +35,7 @@ def withdraw(settings: Settings, patient_id: str, *, reason: str, by: str) -> Ho
         NotFoundError: nothing of the patient is in the catalog or the source.
         ConflictError: a worker has one of the scans in hand; nothing was changed.
         UnavailableError: a server is away; call again.
+        RefusedError: the store keeps an object; everything else is removed.
     """
     if not (reason.strip() and by.strip()):
         raise UserError(
@@ -55,7 +57,7 @@ def finish(settings: Settings, patient_id: str, *, hand: str = _HAND) -> Holding
 
     Raises:
         NotFoundError: the patient has not been withdrawn.
-        ConflictError: a worker has one of the scans in hand.
+        ConflictError, UnavailableError, RefusedError: as `withdraw`.
     """
     known = open_workspace(settings).catalog.withdrawal_of(patient_id)
     if known is None:
@@ -79,13 +81,25 @@ def _remove(settings: Settings, patient_id: str, reason: str, by: str, hand: str
         catalog.begin_withdrawal(patient_id, reason, by)
         found = survey(settings, patient_id)
         catalog.note_withdrawn(patient_id, found.items())
-        for info in found.objects:
-            workspace.store.delete(info.key)
+        refusals = _delete(workspace.store, found.objects)
         catalog.empty_withdrawn(patient_id)
         for path in found.caches:
             shutil.rmtree(path)
         _put_mlflow_right(workspace, found)
+    if refusals:
+        raise refusals[0]
     return found
+
+
+def _delete(store: ObjectStore, infos: Iterable[ObjectInfo]) -> list[RefusedError]:
+    """Delete every object that the store lets go, and return why it keeps the others."""
+    refusals = []
+    for info in infos:
+        try:
+            store.delete(info.key)
+        except RefusedError as error:
+            refusals.append(error)
+    return refusals
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from flows import demo
 from flows.infer import infer
 from flows.ingest import ingest
 from flows.prepare import prepare
+from flows.reconcile import reconcile
 from flows.train import train
 from retroln.catalog.accounting import Accounting, CaseOutcome, Outcome
 from retroln.catalog.records import RunRecord
@@ -22,7 +23,8 @@ from retroln.catalog.states import ScanState
 from retroln.errors import GateError
 from retroln.machine import cores
 from retroln.settings import Settings
-from retroln.steps import cases, promote
+from retroln.steps import cases, leftovers, promote
+from retroln.steps.leftovers import Swept
 from retroln.steps.workspace import open_workspace
 from retroln.tracking.registry import MlflowRegistry
 from tasks import artifacts
@@ -181,6 +183,22 @@ def test_refused_training_fails_its_flow_and_does_not_stay_running(settings: Set
     assert state.type.value == "FAILED"
     assert "too few labelled patients" in str(state.message)
     assert _last_run(settings).state == "failed"
+
+
+def test_reconcile_that_could_not_finish_a_withdrawal_is_failed_and_says_which(
+    settings: Settings, client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failure = "withdrawal 1: RefusedError: object lock until 2027"
+    monkeypatch.setattr(leftovers, "sweep", lambda _: Swept(1, 2, failures=(failure,)))
+    once = reconcile.with_options(retries=0)
+    state = _run(once, settings)
+    assert state.type.value == "FAILED"
+    assert failure in state.message
+    text = _artifacts(client, state.state_details.flow_run_id)["reconcile"]
+    assert f"- not finished: {failure}" in text
+    assert "2 objects that came of 1 withdrawn patients" in text
+    monkeypatch.setattr(leftovers, "sweep", lambda _: Swept())
+    assert _run(once, settings).is_completed()
 
 
 def test_inference_with_nothing_to_do_downloads_no_model(

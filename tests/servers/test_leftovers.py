@@ -28,7 +28,7 @@ from retroln.catalog.models import Claim
 from retroln.catalog.records import DatasetDraft, MemberDraft, ScanDraft, ScanRecord
 from retroln.catalog.states import ScanState
 from retroln.cli import cli
-from retroln.errors import ConflictError, WithdrawnError
+from retroln.errors import ConflictError, RefusedError, UnavailableError, WithdrawnError
 from retroln.imaging import nifti
 from retroln.imaging.phantom import Phantom
 from retroln.settings import Settings, TrainSpec
@@ -481,6 +481,74 @@ class TestIngestThatDied:
         withdraw.withdraw(platform.settings, "PAT-A", **WORDS)
         leftovers.sweep(platform.settings)
         assert set(platform.objects("A-CT")) == {key}
+
+
+class TestFailures:
+    """What goes wrong with one withdrawn patient stops no other, and is told."""
+
+    def leave(self, platform: Platform) -> dict[str, str]:
+        """Both patients have withdrawn, and of each something came since; its key by case."""
+        keys = {case: f"crops/{case}/{'0' * 16}-{'0' * 16}/ct.nii.gz" for case in ("A-CT1", "A-CT2", "B-CT1")}
+        for patient_id in ("PAT-A", "PAT-B"):
+            withdraw.withdraw(platform.settings, patient_id, **WORDS)
+        for key in keys.values():
+            platform.workspace.store.put_bytes(b"late", key)
+        return keys
+
+    @pytest.mark.parametrize("error", [RefusedError("object lock until 2027"), OSError("input/output error")])
+    def test_the_others_are_finished(
+        self, platform: Platform, error: Exception, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        keys, store = self.leave(platform), type(platform.workspace.store)
+        delete: Callable[..., None] = store.delete
+
+        def kept(self: Any, key: str) -> None:
+            if key == keys["A-CT1"]:
+                raise error
+            delete(self, key)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "delete", kept)
+            found = leftovers.sweep(platform.settings)
+            assert (found.patients, found.objects) == (1, 1)
+            (failure,) = found.failures
+            assert failure == f"withdrawal 1: {type(error).__name__}: {error}"
+            assert f"not finished: {failure}" in found.remarks()
+            with pytest.raises(RefusedError, match=str(error)):
+                found.require_finished()
+        assert keys["B-CT1"] not in platform.objects("")
+        assert keys["A-CT1"] in platform.objects("")
+        if isinstance(error, RefusedError):
+            assert keys["A-CT2"] not in platform.objects("")
+        assert leftovers.sweep(platform.settings).failures == ()
+        assert platform.objects("-CT") == {}
+
+    def test_the_command_ends_with_an_error(
+        self, platform: Platform, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        keys, store = self.leave(platform), type(platform.workspace.store)
+
+        def kept(self: Any, key: str) -> None:
+            raise RefusedError("object lock until 2027", file=key)
+
+        monkeypatch.setattr(store, "delete", kept)
+        monkeypatch.setattr("retroln.cli.review.Settings", lambda: platform.settings)
+        ended = CliRunner().invoke(cli, ["reconcile"])
+        assert isinstance(ended.exception, RefusedError)
+        assert all(key in str(ended.exception) for key in (keys["A-CT1"], keys["B-CT1"]))
+        assert "note: not finished: withdrawal 2" in ended.output
+
+    def test_a_server_that_is_away_ends_the_pass(
+        self, platform: Platform, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.leave(platform)
+
+        def away(*_: Any) -> None:
+            raise UnavailableError("the store went away")
+
+        monkeypatch.setattr(type(platform.workspace.store), "delete", away)
+        with pytest.raises(UnavailableError, match="went away"):
+            leftovers.sweep(platform.settings)
 
 
 def test_of_many_withdrawals_each_comes_to_its_turn() -> None:
