@@ -27,6 +27,8 @@ def promote(version: int, reviewer: str | None, comment: str | None, reject: boo
     settings = Settings()
     for check in step.check(settings, version).checks:
         click.echo(f"{'pass' if check.passed else 'FAIL'}  {check.name}: {check.got} (needed {check.needed})")
+    if caution := step.caution(settings, version):
+        click.echo(f"note: {caution}")
     if only_check:
         return
     if not reviewer or not comment:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from retroln.catalog.records import ScanRecord, WithdrawalRecord, WithdrawnItem
-from retroln.errors import InputError, UserError
+from retroln.errors import InputError, IntegrityError, UserError
 from retroln.settings import Settings
 from retroln.steps import champion
 from retroln.steps.case_objects import SHORT, Ownership, cases_of, objects_below
@@ -17,7 +17,7 @@ from retroln.steps.promote import DATASET_TAG
 from retroln.steps.workspace import Workspace, open_workspace
 from retroln.storage.base import ObjectInfo, ObjectStore
 from retroln.tracking import traces
-from retroln.tracking.traces import Trace
+from retroln.tracking.traces import FoundRun, Trace
 
 Roles = dict[str, tuple[str, ...]]
 """Role ("train", "test") of a patient in each dataset version."""
@@ -29,12 +29,10 @@ class HoldingVersion:
 
     Attributes:
         roles: "train", "test" or both.
-        withdrawn: how many patients of its dataset have taken back consent, this one included.
     """
 
     version: int
     roles: tuple[str, ...]
-    withdrawn: int
     is_champion: bool
 
 
@@ -102,7 +100,8 @@ def survey(settings: Settings, patient_id: str) -> Holdings:
     policy = Policy.of(settings)
     entries, remarks = _listed(workspace, policy, patient_id)
     cases = tuple(dict.fromkeys([*cases_of(catalog, patient_id), *(one.case_id for one in entries)]))
-    named, under_way = _runs(settings, patient_id, roles)
+    runs = [run for version in roles for run in traces.runs_tagged(settings, DATASET_TAG, version)]
+    named, unread = _traces(settings, patient_id, runs)
     return Holdings(
         patient_id=patient_id,
         withdrawal=catalog.withdrawal_of(patient_id),
@@ -111,11 +110,11 @@ def survey(settings: Settings, patient_id: str) -> Holdings:
         objects=tuple(_objects(workspace, patient_id, cases, tuple(roles))),
         rows=catalog.rows_to_withdraw(patient_id),
         datasets=tuple(roles),
-        versions=_versions(workspace, patient_id, roles) if roles else (),
+        versions=_versions(workspace, roles) if roles else (),
         traces=named,
-        under_way=under_way,
+        under_way=tuple(run.run_id for run in runs if run.under_way),
         caches=tuple(_caches(settings, tuple(roles))),
-        remarks=remarks,
+        remarks=(*remarks, *unread),
     )
 
 
@@ -177,25 +176,26 @@ def objects_of_versions(workspace: Workspace, versions: Sequence[str]) -> Iterat
         yield from workspace.store.list(f"training/{version[:SHORT]}/")
 
 
-def _runs(
-    settings: Settings, patient_id: str, versions: Iterable[str]
+def _traces(
+    settings: Settings, patient_id: str, runs: Iterable[FoundRun]
 ) -> tuple[tuple[Trace, ...], tuple[str, ...]]:
-    """What names the patient in the runs on these dataset versions, and which runs have not ended."""
-    found = [run for version in versions for run in traces.runs_tagged(settings, DATASET_TAG, version)]
-    named = [trace for run in found for trace in traces.traces(settings, run.run_id, patient_id)]
-    return tuple(named), tuple(run.run_id for run in found if run.under_way)
+    """What names the patient in these runs, and what kept us from looking."""
+    named: list[Trace] = []
+    unread: list[str] = []
+    for run in runs:
+        try:
+            named += traces.traces(settings, run.run_id, patient_id)
+        except IntegrityError as error:
+            unread.append(str(error))
+    return tuple(named), tuple(unread)
 
 
-def _versions(workspace: Workspace, patient_id: str, roles: Roles) -> tuple[HoldingVersion, ...]:
-    catalog = workspace.catalog
-    row = champion.current(catalog.audits(workspace.settings.model_name))
-    # before the withdrawal is recorded it does not count itself
-    new = 0 if catalog.withdrawal_of(patient_id) else 1
+def _versions(workspace: Workspace, roles: Roles) -> tuple[HoldingVersion, ...]:
+    row = champion.current(workspace.catalog.audits(workspace.settings.model_name))
     return tuple(
         HoldingVersion(
             found.version,
             roles[found.tags[DATASET_TAG]],
-            catalog.withdrawn_from(found.tags[DATASET_TAG]) + new,
             row is not None and row.version == found.version,
         )
         for found in workspace.registry.versions()

@@ -1,7 +1,8 @@
 """Sweep: remove what came of withdrawn patients after their withdrawal was done.
 
 A worker that outlived its lease, or died between storing and recording, may leave objects of a patient who
-withdrew meanwhile. Nobody asks for them any more, so reconcile looks for them.
+withdrew meanwhile, and a training that ended then may name the patient in MLflow. Nobody asks for these any
+more, so reconcile looks for them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from retroln.catalog.records import WithdrawalRecord
 from retroln.errors import ConflictError, RefusedError, UnavailableError, UserError
 from retroln.settings import Settings
 from retroln.steps import withdraw
-from retroln.steps.case_objects import Ownership, cases_of, objects_below
+from retroln.steps.case_objects import SHORT, Ownership, cases_of, objects_below
 from retroln.steps.holdings import objects_of_versions
 from retroln.steps.workspace import Workspace, open_workspace
 
@@ -35,12 +36,14 @@ class Swept:
         patients: withdrawn patients of whom something was there and is removed.
         objects: how many stored objects of theirs.
         in_hand: withdrawn patients of whom something is there that waits for a worker, and for a later pass.
+        in_mlflow: how many model versions were marked and artifacts redacted.
         failures: what could not be finished, and why; later passes try again.
     """
 
     patients: int = 0
     objects: int = 0
     in_hand: int = 0
+    in_mlflow: int = 0
     failures: tuple[str, ...] = ()
 
     def remarks(self) -> list[str]:
@@ -53,6 +56,11 @@ class Swept:
             )
         if self.in_hand:
             found.append(f"a worker has scans of {self.in_hand} withdrawn patients in hand; they wait for it")
+        if self.in_mlflow:
+            found.append(
+                f"{self.in_mlflow} model versions and artifacts in MLflow still told of withdrawn patients;"
+                " they are put right"
+            )
         return found + [f"not finished: {failure}" for failure in self.failures]
 
     def require_finished(self) -> None:
@@ -70,8 +78,8 @@ def sweep(settings: Settings, now: datetime | None = None) -> Swept:
     """Look at some withdrawn patients, all in turn, and finish the withdrawal of those who left something.
 
     Of a patient it lists the prefixes of the patient's own cases alone: two per case, one per case and
-    model version that was ever decided on, two per dataset version with the patient. What goes wrong
-    with one stops no other.
+    model version that was ever decided on, two per dataset version with the patient. MLflow it asks for the
+    model versions and the runs of each such dataset version. What goes wrong with one stops no other.
 
     Args:
         now: decides whose turn it is.
@@ -83,7 +91,13 @@ def sweep(settings: Settings, now: datetime | None = None) -> Swept:
     turn = in_turn(catalog.withdrawals(), now or datetime.now(UTC))
     failures: list[str] = []
     found = _sweep_patients(settings, turn, failures)
-    return replace(found, failures=tuple(failures))
+    patients = [one.patient_id for one in turn]
+    datasets = {used.version for patient in patients for used in catalog.datasets_of_patient(patient)}
+    in_mlflow = 0
+    for dataset in sorted(datasets):
+        with _going_on(f"dataset version {dataset[:SHORT]}", failures):
+            in_mlflow += withdraw.put_mlflow_right(settings, dataset)
+    return replace(found, in_mlflow=in_mlflow, failures=tuple(failures))
 
 
 def _sweep_patients(settings: Settings, turn: Sequence[WithdrawalRecord], failures: list[str]) -> Swept:

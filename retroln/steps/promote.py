@@ -103,6 +103,17 @@ def check(settings: Settings, version: int) -> GateDecision:
     return _judge(workspace, version, last.version if last else None)
 
 
+def caution(settings: Settings, version: int) -> str | None:
+    """What to know of a version's data before deciding, in words; None for nothing. Decides nothing.
+
+    Raises:
+        NotFoundError: no such version.
+    """
+    workspace = open_workspace(settings)
+    number = workspace.catalog.withdrawn_from(workspace.registry.tags(version).get(DATASET_TAG, ""))
+    return f"version {version} knows {number} patients who took back consent since" if number else None
+
+
 def promote(settings: Settings, version: int, *, reviewer: str, comment: str) -> Decision:
     """Make a version the champion if its gates pass; the old champion becomes `previous`.
 

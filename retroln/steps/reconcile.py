@@ -9,7 +9,7 @@ from retroln.catalog.records import AuditRecord
 from retroln.errors import ConflictError, GateError
 from retroln.settings import Settings
 from retroln.steps import champion, review
-from retroln.steps.promote import Decision, promote, reject
+from retroln.steps.promote import Decision, caution, promote, reject
 from retroln.steps.workspace import Workspace, open_workspace
 
 
@@ -64,7 +64,9 @@ def _decide(workspace: Workspace, version: int) -> Reconciled:
         if asked.wants == "reject":
             reject(settings, version, reviewer=asked.reviewer, comment=asked.comment)
             return Reconciled(refused=((version, f"rejected by {asked.reviewer}: {asked.comment}"),))
-        return Reconciled(promote(settings, version, reviewer=asked.reviewer, comment=asked.comment))
+        decision = promote(settings, version, reviewer=asked.reviewer, comment=asked.comment)
+        known = caution(settings, version)
+        return Reconciled(decision, remarks=(known,) if known else ())
     except GateError as error:
         return Reconciled(refused=((version, f"{error.what}: {error.got}"),))
     except ConflictError as error:

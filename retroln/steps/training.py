@@ -20,7 +20,7 @@ from retroln.files import write_json
 from retroln.nnunet import bundle, environment, plans
 from retroln.report import figures
 from retroln.settings import Settings, TrainSpec
-from retroln.steps import evaluate, folds, promote, train
+from retroln.steps import evaluate, folds, promote, train, withdraw
 from retroln.steps.fold_store import FoldStore, Ticket, spec_sha256
 from retroln.steps.folds import FoldSummary, OnEpoch, train_fold
 from retroln.steps.workspace import open_workspace
@@ -76,7 +76,8 @@ def begin(settings: Settings, spec: TrainSpec) -> Candidate | Ticket:
 
     Raises:
         GateError: the labelled cases are not fit to train on (`train.publish_dataset`).
-        ConflictError: a patient of the dataset version withdrew.
+        ConflictError: a patient of the dataset version withdrew, maybe meanwhile; the run, if it was opened,
+            has failed and does not name the patient.
         UserError: MLflow cannot be reached.
     """
     record = train.publish_dataset(settings, spec)
@@ -91,7 +92,19 @@ def begin(settings: Settings, spec: TrainSpec) -> Candidate | Ticket:
     manifest = json.loads(open_workspace(settings).store.get_bytes(record.manifest_key))
     run.log_dataset(manifest, name="RetroLN", version=record.version)
     runs.replay_waiting(settings, run.run_id)
-    return Ticket(dataset_version=record.version, spec=spec, mlflow_run_id=run.run_id)
+    ticket = Ticket(dataset_version=record.version, spec=spec, mlflow_run_id=run.run_id)
+    try:
+        _require_still_trainable(settings, record)
+    except ConflictError as error:
+        abandon(settings, ticket, error)
+        raise
+    return ticket
+
+
+def _require_still_trainable(settings: Settings, record: DatasetRecord) -> None:
+    """Refuse to go on if a patient withdrew while MLflow was written to, and take the patient out of it."""
+    withdraw.put_mlflow_right(settings, record.version)
+    open_workspace(settings).catalog.require_trainable(record.version)
 
 
 def _left_open(settings: Settings, version: int, open_run: str | None) -> bool:
@@ -128,7 +141,8 @@ def register(settings: Settings, ticket: Ticket) -> Candidate:
     Raises:
         NotFoundError: nothing was scored yet.
         IntegrityError: the bundle is not the one that was scored.
-        ConflictError: a patient of the dataset version withdrew.
+        ConflictError: a patient of the dataset version withdrew, maybe meanwhile: nothing is registered, and
+            the run does not name the patient.
     """
     workspace, shared = open_workspace(settings), FoldStore.of(settings, ticket)
     workspace.catalog.require_trainable(ticket.dataset_version)
@@ -145,9 +159,11 @@ def register(settings: Settings, ticket: Ticket) -> Candidate:
         scored = evaluate.from_json(json.loads(content))
         epochs = {fold: folds.epochs_of(shared, fold) for fold in ticket.spec.folds}
         _log_scores(run, scored, epochs)
+        _require_still_trainable(settings, record)
         run.set_tag(ARITHMETIC_TAG, ", ".join(folds.arithmetic_of(chain(*epochs.values()))))
         version = promote.register(settings, ticket.spec, record, bundle_dir, ticket.mlflow_run_id, scored)
         run.end("FINISHED")
+    withdraw.put_mlflow_right(settings, record.version)  # of a patient who withdrew since
     return Candidate(version, record, skipped=False)
 
 

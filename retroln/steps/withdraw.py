@@ -11,16 +11,21 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from retroln.catalog.catalog import Catalog
-from retroln.catalog.records import ScanRecord
-from retroln.errors import ConflictError, NotFoundError, RefusedError, UserError
+from retroln.catalog.records import ScanRecord, WithdrawnItem
+from retroln.errors import ConflictError, IntegrityError, NotFoundError, RefusedError, UserError
 from retroln.settings import Settings
-from retroln.steps.holdings import Holdings, survey
+from retroln.steps.holdings import Holdings, Roles, survey
+from retroln.steps.promote import DATASET_TAG
 from retroln.steps.workspace import Workspace, open_workspace
 from retroln.storage.base import ObjectInfo, ObjectStore
 from retroln.tracking import traces
+from retroln.tracking.traces import FoundRun
 
 VERSION_TAG = "withdrawn.patients"
-"""Tag of a model version: how many patients of its training and test set have taken back consent."""
+"""Tag of a model version: how many patients of its training and test set have taken back consent.
+
+On a training run that has ended it says for how many its artifacts were looked through.
+"""
 _HAND = "withdraw"
 
 
@@ -36,6 +41,7 @@ def withdraw(settings: Settings, patient_id: str, *, reason: str, by: str) -> Ho
         ConflictError: a worker has one of the scans in hand; nothing was changed.
         UnavailableError: a server is away; call again.
         RefusedError: the store keeps an object; everything else is removed.
+        IntegrityError: an artifact in MLflow cannot be read; everything else is removed.
     """
     if not (reason.strip() and by.strip()):
         raise UserError(
@@ -57,7 +63,7 @@ def finish(settings: Settings, patient_id: str, *, hand: str = _HAND) -> Holding
 
     Raises:
         NotFoundError: the patient has not been withdrawn.
-        ConflictError, UnavailableError, RefusedError: as `withdraw`.
+        ConflictError, UnavailableError, RefusedError, IntegrityError: as `withdraw`.
     """
     known = open_workspace(settings).catalog.withdrawal_of(patient_id)
     if known is None:
@@ -81,13 +87,17 @@ def _remove(settings: Settings, patient_id: str, reason: str, by: str, hand: str
         catalog.begin_withdrawal(patient_id, reason, by)
         found = survey(settings, patient_id)
         catalog.note_withdrawn(patient_id, found.items())
-        refusals = _delete(workspace.store, found.objects)
+        troubles: list[UserError] = [*_delete(workspace.store, found.objects)]
         catalog.empty_withdrawn(patient_id)
         for path in found.caches:
             shutil.rmtree(path)
-        _put_mlflow_right(workspace, found)
-    if refusals:
-        raise refusals[0]
+        for dataset in found.datasets:
+            try:
+                put_mlflow_right(settings, dataset)
+            except IntegrityError as error:
+                troubles.append(error)
+    if troubles:
+        raise troubles[0]
     return found
 
 
@@ -126,8 +136,65 @@ def _worked_on(catalog: Catalog, scan: ScanRecord) -> ConflictError:
     )
 
 
-def _put_mlflow_right(workspace: Workspace, found: Holdings) -> None:
-    for one in found.versions:
-        workspace.registry.set_tag(one.version, VERSION_TAG, str(one.withdrawn))
-    for trace in found.traces:
-        traces.redact(workspace.settings, trace, found.patient_id)
+def put_mlflow_right(settings: Settings, dataset: str) -> int:
+    """Mark the models of a tombstoned dataset version, and take who withdrew out of the runs on it.
+
+    Whoever writes to MLflow of a dataset version calls it afterwards: it finds every withdrawal that did not
+    see what was written. What is right is left alone.
+
+    Returns:
+        How many model versions were marked and artifacts redacted; 0 while all patients consent.
+
+    Raises:
+        IntegrityError: an artifact cannot be read; everything else is put right.
+    """
+    workspace = open_workspace(settings)
+    withdrawn = _withdrawn_members(workspace.catalog, dataset)
+    if not withdrawn:
+        return 0
+    changed, unread = _mark_models(workspace, dataset, withdrawn), []
+    for run in traces.runs_tagged(settings, DATASET_TAG, dataset):
+        try:
+            changed += _redact(workspace, run, withdrawn)
+        except IntegrityError as error:
+            unread.append(error)
+    if unread:
+        raise unread[0]
+    return changed
+
+
+def _withdrawn_members(catalog: Catalog, dataset: str) -> Roles:
+    """Role of each patient of a dataset version who has withdrawn."""
+    withdrawn, roles = catalog.withdrawn_patients(), Roles()
+    for member in catalog.dataset(dataset).members:
+        if member.patient_id in withdrawn:
+            roles[member.patient_id] = tuple({*roles.get(member.patient_id, ()), member.role})
+    return roles
+
+
+def _mark_models(workspace: Workspace, dataset: str, withdrawn: Roles) -> int:
+    number = str(len(withdrawn))
+    models = [one for one in workspace.registry.versions() if one.tags.get(DATASET_TAG) == dataset]
+    unmarked = [one.version for one in models if one.tags.get(VERSION_TAG) != number]
+    for version in unmarked:
+        for patient_id, roles in withdrawn.items():
+            item = WithdrawnItem("version", str(version), "marked", "+".join(roles))
+            workspace.catalog.note_withdrawn(patient_id, [item])
+        workspace.registry.set_tag(version, VERSION_TAG, number)
+    return len(unmarked)
+
+
+def _redact(workspace: Workspace, run: FoundRun, withdrawn: Roles) -> int:
+    """Take patients out of a run's artifacts, unless the run ended and says that it was done for all."""
+    settings, number, redacted = workspace.settings, str(len(withdrawn)), 0
+    if not run.under_way and run.tags.get(VERSION_TAG) == number:
+        return 0
+    for patient_id in withdrawn:
+        for trace in traces.traces(settings, run.run_id, patient_id):
+            item = WithdrawnItem("artifact", f"{trace.run_id}/{trace.path}", "redacted")
+            workspace.catalog.note_withdrawn(patient_id, [item])
+            traces.redact(settings, trace, patient_id)
+            redacted += 1
+    if not (run.under_way or run.in_trash):
+        traces.set_tag(settings, run.run_id, VERSION_TAG, number)
+    return redacted

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from retroln.errors import IntegrityError
 from retroln.settings import Settings
 from retroln.tracking.connection import Connection, translated
 
@@ -19,10 +20,17 @@ _ENDED = ("FINISHED", "FAILED", "KILLED")
 
 @dataclass(frozen=True)
 class FoundRun:
-    """A training run; `under_way` while it has not ended."""
+    """A training run.
+
+    Attributes:
+        under_way: it has not ended.
+        in_trash: MLflow takes no tag of it.
+    """
 
     run_id: str
     under_way: bool
+    in_trash: bool
+    tags: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,15 @@ def runs_tagged(settings: Settings, name: str, value: str) -> list[FoundRun]:
             f"tags.`{name}` = '{value}'",
             run_view_type=ViewType.ALL,
         )
-    return [FoundRun(str(run.info.run_id), run.info.status not in _ENDED) for run in found]
+    return [
+        FoundRun(
+            str(run.info.run_id),
+            under_way=run.info.status not in _ENDED,
+            in_trash=run.info.lifecycle_stage == "deleted",
+            tags=dict(run.data.tags),
+        )
+        for run in found
+    ]
 
 
 def traces(settings: Settings, run_id: str, patient_id: str) -> list[Trace]:
@@ -53,6 +69,9 @@ def traces(settings: Settings, run_id: str, patient_id: str) -> list[Trace]:
 
     A row is of a patient if it is an object whose `patient_id` says so (`test/scores.json`), or a list
     whose second value does (`dataset/manifest.json`).
+
+    Raises:
+        IntegrityError: an artifact is no JSON, so nobody can tell.
     """
     connection = Connection.of(settings)
     with translated(connection.uri):
@@ -71,6 +90,13 @@ def redact(settings: Settings, trace: Trace, patient_id: str) -> None:
         connection.client.log_dict(trace.run_id, content, trace.path)
 
 
+def set_tag(settings: Settings, run_id: str, name: str, value: str) -> None:
+    """Set one tag of a run that is not in MLflow's trash."""
+    connection = Connection.of(settings)
+    with translated(connection.uri):
+        connection.client.set_tag(run_id, name, value)
+
+
 def _files(connection: Connection, run_id: str, folder: str | None = None) -> Iterator[str]:
     for info in connection.client.list_artifacts(run_id, folder):
         if info.is_dir:
@@ -81,7 +107,17 @@ def _files(connection: Connection, run_id: str, folder: str | None = None) -> It
 
 def _read(connection: Connection, run_id: str, path: str) -> Any:
     with tempfile.TemporaryDirectory(prefix="retroln-trace-") as folder, translated(connection.uri):
-        return json.loads(Path(connection.client.download_artifacts(run_id, path, folder)).read_bytes())
+        content = Path(connection.client.download_artifacts(run_id, path, folder)).read_bytes()
+    try:
+        return json.loads(content)
+    except ValueError as error:
+        raise IntegrityError(
+            "an artifact in MLflow cannot be searched for a patient",
+            file=f"run {run_id}: {path}",
+            expected="JSON",
+            got=str(error),
+            fix="look at it, and write it anew or delete it",
+        ) from error
 
 
 def _without(content: Any, patient_id: str) -> tuple[Any, int]:

@@ -431,11 +431,13 @@ class TestTraces:
             run.log_dataset(manifest, name="d", version="v")
             run.log_json(scores, "test/scores.json")
             run.log_figures({"curve": b"no JSON"})
-            during = traces.runs_tagged(settings, "dataset.version", "v-named")
+            traces.set_tag(settings, run.run_id, "withdrawn.patients", "1")
+            (during,) = traces.runs_tagged(settings, "dataset.version", "v-named")
         run.connection.client.delete_run(run.run_id)  # into MLflow's trash, where artifacts stay
-        after = traces.runs_tagged(settings, "dataset.version", "v-named")
-        assert during == [traces.FoundRun(run.run_id, under_way=True)]
-        assert after == [traces.FoundRun(run.run_id, under_way=False)]
+        (after,) = traces.runs_tagged(settings, "dataset.version", "v-named")
+        assert (during.run_id, during.under_way, during.in_trash) == (run.run_id, True, False)
+        assert (after.run_id, after.under_way, after.in_trash) == (run.run_id, False, True)
+        assert during.tags["withdrawn.patients"] == after.tags["withdrawn.patients"] == "1"
         found = traces.traces(settings, run.run_id, "P1")
         assert [one.path for one in found] == ["dataset/manifest.json", "test/scores.json"]
         for one in found:
