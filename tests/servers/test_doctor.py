@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from infra.servers import S3Server, make_catalog, make_database
+from retroln.catalog.revisions import WANTED
 from retroln.cli.doctor import doctor
 from tests.servers.test_tracking import MlflowServer
 
@@ -91,7 +92,7 @@ class TestCatalog:
     def test_it_is_migrated_and_its_clock_is_read(self, ask: Doctor, postgres_url: str) -> None:
         found = ask(RETROLN_CATALOG_URL=make_catalog(postgres_url, "doctor_well"))
         assert found.exit_code == 0, found.stdout
-        assert "migrated to 000" in _line(found, "catalog")
+        assert f"migrated to {WANTED}," in _line(found, "catalog")
         assert " s from here" in _line(found, "catalog")
 
     def test_tables_that_are_not_there_name_the_command(self, ask: Doctor, postgres_url: str) -> None:
