@@ -23,15 +23,17 @@ def reconcile() -> State[None]:
     """Decide what a reviewer approved in MLflow, start inference after a promotion, sweep what was left."""
     settings = settings_in_use()
     done = stages.reconcile_registry(settings)
-    if done.decision:
-        _announce(settings, done)
-    if done.current and settings.fan_out == "workers":
-        start_inference(settings, done.current)
-    died, swept = sweep(settings), stages.sweep_withdrawn(settings)
-    remarks = [*_remarks(done), *died, *swept.remarks()]
-    if remarks:
-        show_text("reconcile", "\n".join(f"- {remark}" for remark in remarks), "What reconcile did")
-    rename(f"reconcile: {remarks[0]}" if remarks else "reconcile: nothing to do")
+    remarks = _remarks(done)
+    try:
+        if done.decision:
+            _announce(settings, done)
+        if done.current and settings.fan_out == "workers":
+            start_inference(settings, done.current)
+        remarks += sweep(settings)
+        swept = stages.sweep_withdrawn(settings)
+        remarks += swept.remarks()
+    finally:
+        _show(remarks)  # at once: the next try does not find again what this one put right
     swept.require_finished()
     return Completed(message="; ".join(remarks) or "nothing to do")
 
@@ -45,6 +47,12 @@ def start_inference(settings: Settings, row: AuditRecord) -> None:
         flow_run_name=f"infer with version {row.version}",
         idempotency_key=f"{settings.model_name}-audit-{row.audit_id}",
     )
+
+
+def _show(remarks: list[str]) -> None:
+    if remarks:
+        show_text("reconcile", "\n".join(f"- {remark}" for remark in remarks), "What reconcile did")
+    rename(f"reconcile: {remarks[0]}" if remarks else "reconcile: nothing to do")
 
 
 def _announce(settings: Settings, done: Reconciled) -> None:

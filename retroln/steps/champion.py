@@ -55,9 +55,9 @@ def follow_audit(settings: Settings) -> list[str]:
 def carry_out(workspace: Workspace, decided: int | None = None) -> list[str]:
     """`follow_audit`; the version just `decided` loses its approval, whoever gave it."""
     remarks = _move_aliases(workspace)
-    _finish_marks(workspace, decided)
     for remark in remarks:
-        _log.warning(remark)
+        _log.warning(remark)  # before anything else can fail: the next try finds nothing to put right
+    _finish_marks(workspace, decided)
     return remarks
 
 

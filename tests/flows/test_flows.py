@@ -20,7 +20,7 @@ from flows.train import train
 from retroln.catalog.accounting import Accounting, CaseOutcome, Outcome
 from retroln.catalog.records import RunRecord
 from retroln.catalog.states import ScanState
-from retroln.errors import GateError
+from retroln.errors import GateError, UnavailableError
 from retroln.machine import cores
 from retroln.settings import Settings
 from retroln.steps import cases, leftovers, promote
@@ -199,6 +199,40 @@ def test_reconcile_that_could_not_finish_a_withdrawal_is_failed_and_says_which(
     assert "2 objects that came of 1 withdrawn patients" in text
     monkeypatch.setattr(leftovers, "sweep", lambda _: Swept())
     assert _run(once, settings).is_completed()
+
+
+def test_what_reconcile_put_right_is_shown_though_it_fails_afterwards(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, client: SyncPrefectClient
+) -> None:
+    version = register(settings, tmp_path / "bundle", stand_in="trained on phantoms")
+    promote.promote(settings, version, reviewer="Dr A", comment="to test the flow")
+    open_workspace(settings).registry.delete_alias("champion")
+
+    def away(_: Settings) -> list[str]:
+        raise UnavailableError("Prefect", expected="an answer", got="none", fix="wait")
+
+    monkeypatch.setattr("flows.reconcile.sweep", away)
+    state = _run(reconcile.with_options(retries=0), settings)
+    assert state.type.value == "FAILED"
+    text = _artifacts(client, state.state_details.flow_run_id)["reconcile"]
+    assert text == f"- alias champion pointed to no version by hand; put back to version {version}"
+
+
+def test_a_run_that_ends_while_reconcile_looks_at_it_keeps_its_count(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalog = open_workspace(settings).catalog
+    ending, dead = (catalog.begin_run("ingest", {}, external_id=name) for name in ("ending", "dead"))
+
+    def is_over(_: SyncPrefectClient, name: str) -> bool:
+        if name == "ending":
+            catalog.finish_run(ending, Accounting(1, done=1), "completed")
+        return True
+
+    monkeypatch.setattr("flows.sweep._is_over", is_over)
+    state = _run(reconcile.with_options(retries=0), settings)
+    assert (state.is_completed(), state.message) == (True, f"run {dead} of ingest had been cut short")
+    assert {run.run_id: run.state for run in catalog.runs()} == {ending: "completed", dead: "failed"}
 
 
 def test_inference_with_nothing_to_do_downloads_no_model(

@@ -132,9 +132,13 @@ class Platform:
         return list(self.prefect.read_events(wanted, limit=50).events)
 
     def artifacts(self, flow_run_id: UUID) -> dict[str, str]:
-        """What a flow run shows, by key."""
+        """What a flow run shows, by key; what its tries showed under one key stands together."""
         of_run = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run_id]))
-        return {str(a.key): str(a.data) for a in self.prefect.read_artifacts(artifact_filter=of_run)}
+        shown: dict[str, str] = {}
+        for one in self.prefect.read_artifacts(artifact_filter=of_run):
+            key = str(one.key)
+            shown[key] = "\n".join([*filter(None, [shown.get(key)]), str(one.data)])
+        return shown
 
     def last_run(self, flow: str) -> RunRecord:
         """The catalog's newest run of a flow."""
