@@ -29,9 +29,10 @@ def up(stack: Stack, *, shard_workers: int = 1, webhook: bool = False, tell: Cal
         UserError: the catalog is a newer RetroLN's.
     """
     supervisor = Supervisor(stack.home)
+    pid = supervisor.pid()
     if supervisor.is_stopping():
         tell("waiting for the end of what is stopping")
-        supervisor.wait_for_end()
+        supervisor.wait_for_end(pid)
     stack.write_files()
     superuser = postgres.init_cluster(stack.home / "postgres")
     if not supervisor.is_running():

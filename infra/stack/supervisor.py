@@ -87,13 +87,15 @@ class Supervisor:
             return False
         return False
 
-    def wait_for_end(self) -> None:
+    def wait_for_end(self, pid: int | None) -> None:
         """Wait until a supervisord that is stopping has ended.
+
+        Args:
+            pid: its `pid` of before it was seen to be stopping: it takes the number away before it ends.
 
         Raises:
             RuntimeError: it has not within the longest grace.
         """
-        pid = self._pid()
         if pid and not _within(_STOP_S, lambda: not is_running(pid)):
             raise RuntimeError(
                 f"supervisord of {self.home} was told to end and still waits for its programs after"
@@ -160,7 +162,7 @@ class Supervisor:
         Raises:
             RuntimeError: they did not end within their graces and were killed.
         """
-        pid = self._pid()
+        pid = self.pid()
         if pid is None:
             return
         with suppress(RuntimeError, OSError):  # whether it ends counts, not what it answers
@@ -175,7 +177,7 @@ class Supervisor:
                 f" see {self.home}/logs. The next start goes on from what they had written"
             )
 
-    def _pid(self) -> int | None:
+    def pid(self) -> int | None:
         """Process id of this folder's supervisord; None if it has ended, whoever has its number now."""
         try:
             pid = int((self.home / "supervisord.pid").read_text("utf-8"))

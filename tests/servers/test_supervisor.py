@@ -131,13 +131,13 @@ class TestStopping:
         assert not stopping.is_stopping()
 
     def test_shutting_down_what_has_ended_meanwhile_is_no_error(self, stopping: Supervisor) -> None:
-        stopping.wait_for_end()
+        stopping.wait_for_end(stopping.pid())
         stopping.shut_down()
 
     def test_a_process_that_has_got_its_number_is_left_alone(
         self, stopping: Supervisor, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        stopping.wait_for_end()
+        stopping.wait_for_end(stopping.pid())
         monkeypatch.setattr(module, "_STOP_S", 0)
         monkeypatch.setattr(module, "_kill", lambda pid: pytest.fail(f"{pid} is no supervisord"))
         (stopping.home / "supervisord.pid").write_text(str(os.getpid()))
