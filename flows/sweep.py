@@ -6,7 +6,6 @@ that run for too long, and the catalog's own records of both. Runs without Retro
 
 from __future__ import annotations
 
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -21,7 +20,6 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Crashed, Scheduled
 
 from retroln.cli.heartbeat import TAG, UNSET_S, heartbeat_s, silence_s
-from retroln.errors import ConflictError
 from retroln.settings import Settings
 from retroln.steps.runs import Run
 from retroln.steps.workspace import open_workspace
@@ -115,10 +113,9 @@ def _close_catalog_runs(client: SyncPrefectClient, settings: Settings) -> list[s
     oldest = datetime.now(UTC) - timedelta(hours=settings.max_run_h)
     remarks = []
     for run in open_workspace(settings).catalog.unfinished_runs():
-        if run.started_at < oldest or (run.external_id and _is_over(client, run.external_id)):
-            with suppress(ConflictError):  # it counted itself since it was looked up
-                Run(settings, run.run_id).cut_short()
-                remarks.append(f"run {run.run_id} of {run.flow} had been cut short")
+        is_dead = run.started_at < oldest or (run.external_id and _is_over(client, run.external_id))
+        if is_dead and Run(settings, run.run_id).cut_short():  # it may have counted itself since
+            remarks.append(f"run {run.run_id} of {run.flow} had been cut short")
     return remarks
 
 

@@ -19,7 +19,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.orm import Session
 
 from retroln.catalog import revisions
-from retroln.catalog.refusals import BUSY, meaning_of, translated
+from retroln.catalog.refusals import BUSY, meaning_of, translated, without_password
 from retroln.errors import MissingExtraError, RefusedError, SettingsError
 
 _BUSY_TIMEOUT_S = 60
@@ -38,6 +38,11 @@ class Database:
     def engine(self) -> Engine:
         """For inspection and maintenance; queries belong into the catalog's methods."""
         return self._engine
+
+    @property
+    def address(self) -> str:
+        """Which catalog this is, as messages may have it: without a password."""
+        return without_password(self._engine.url)
 
     @contextmanager
     def reading(self) -> Iterator[Session]:

@@ -68,7 +68,7 @@ def _put_once(store: ObjectStore, key: str) -> None:
 
 
 def _use_catalog(settings: Settings) -> str:
-    """Log in, migrate to head, write, and compare clocks."""
+    """Log in, write, and compare clocks."""
     from sqlalchemy import text
 
     from retroln.steps.workspace import open_catalog

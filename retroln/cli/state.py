@@ -22,7 +22,7 @@ def status(case: str | None) -> None:
     """Show how many scans are in which state and what is held back, or the whole story of CASE."""
     from rich.console import Console
 
-    from retroln.report.terminal import address_of, case_story, state_tables
+    from retroln.report.terminal import case_story, state_tables
     from retroln.steps.workspace import open_workspace
 
     workspace = open_workspace(Settings())
@@ -31,7 +31,7 @@ def status(case: str | None) -> None:
     for table in case_story(catalog, case, stand_in_of) if case else state_tables(catalog):
         Console().print(table)
     if not case and not any(catalog.count_by_state().values()):
-        click.echo(f"{address_of(catalog)} holds no scan yet; `retroln ingest` takes them in")
+        click.echo(f"{catalog.database.address} holds no scan yet; `retroln ingest` takes them in")
 
 
 def _stand_in_of(workspace: Workspace, scan: ScanRecord) -> str | None:

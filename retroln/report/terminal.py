@@ -39,12 +39,6 @@ def state_tables(catalog: Catalog) -> list[Table]:
     return [counts, held] if held.row_count else [counts]
 
 
-def address_of(catalog: Catalog) -> str:
-    """Which catalog this is: its URL without the password."""
-    url = catalog.database.engine.url.difference_update_query(["password"])
-    return url.render_as_string(hide_password=True)
-
-
 def case_story(
     catalog: Catalog, case_id: str, stand_in_of: Callable[[ScanRecord], str | None]
 ) -> list[Table]:
@@ -60,7 +54,7 @@ def case_story(
     if scan is None:
         raise NotFoundError(
             f"no case {case_id!r}",
-            file=address_of(catalog),
+            file=catalog.database.address,
             fix="`retroln status` lists what is held; ids match whole",
         )
     facts = Table("what", "value", title=f"Case {case_id}")

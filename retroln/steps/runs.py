@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from retroln.catalog.accounting import Accounting, CaseOutcome, Outcome
 from retroln.catalog.catalog import Catalog
-from retroln.errors import RetroLNError
+from retroln.errors import ConflictError, RetroLNError
 from retroln.settings import Settings
 from retroln.steps.workspace import open_workspace
 
@@ -112,9 +112,13 @@ class Run:
         """How many cases this run itself put into quarantine, by reason."""
         return open_workspace(self.settings).catalog.quarantined_by(self.run_id)
 
-    def cut_short(self) -> None:
-        """Record that the run ended without counting itself, say because its process was killed."""
-        open_workspace(self.settings).catalog.finish_run(self.run_id, None, "failed")
+    def cut_short(self) -> bool:
+        """Record that the run ended without counting itself; False if it has counted itself, which stays."""
+        try:
+            open_workspace(self.settings).catalog.finish_run(self.run_id, None, "failed")
+        except ConflictError:
+            return False
+        return True
 
     def _store(self, accounting: Accounting) -> None:
         state = "failed" if accounting.failed else "completed"
@@ -125,7 +129,7 @@ class Run:
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         if error is not None:
-            # a pass that counted itself before stays as it is, and a catalog that is gone hides no error
+            # a catalog that is gone hides no error
             with suppress(RetroLNError):
                 self.cut_short()
 

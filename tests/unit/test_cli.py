@@ -11,15 +11,15 @@ from collections.abc import Callable
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-from sqlalchemy.engine import make_url
+from sqlalchemy import create_engine
 
+from retroln.catalog.database import Database
 from retroln.cli import cli
 from retroln.cli.doctor import _answers, _misspelt
 from retroln.cli.state import _stand_in_of
-from retroln.report.terminal import address_of, case_story
+from retroln.report.terminal import case_story
 from retroln.settings import Settings
 from retroln.steps import promote
 from retroln.steps.workspace import open_workspace
@@ -300,8 +300,7 @@ def test_infer_says_that_its_model_is_a_stand_in(
 
 def test_an_address_is_shown_without_its_password() -> None:
     for url in ("postgresql+psycopg://me:hidden@host/db", "postgresql+psycopg://me@host/db?password=hidden"):
-        catalog = SimpleNamespace(database=SimpleNamespace(engine=SimpleNamespace(url=make_url(url))))
-        address = address_of(catalog)  # type: ignore[arg-type]
+        address = Database(create_engine(url)).address
         assert address.replace(":***@", "@") == "postgresql+psycopg://me@host/db"
 
 
