@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from retroln.catalog.claims import ClaimQueries
 from retroln.catalog.database import Database, open_database
+from retroln.catalog.deliveries import DeliveryQueries
 from retroln.catalog.intakes import IntakeQueries
 from retroln.catalog.landmark_reviews import LandmarkReviewQueries
 from retroln.catalog.ledger import LedgerQueries
@@ -19,6 +20,7 @@ class Catalog(
     LedgerQueries,
     ScanQueries,
     IntakeQueries,
+    DeliveryQueries,
     ClaimQueries,
     PreparationQueries,
     LandmarkReviewQueries,

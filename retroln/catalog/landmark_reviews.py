@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Select, delete, select
+from sqlalchemy import Select, delete, or_, select
 
 from retroln.catalog.claims import require_claim
 from retroln.catalog.consent import require_consent
@@ -17,7 +17,7 @@ from retroln.catalog.records import (
     ScanRecord,
     record_of,
 )
-from retroln.catalog.scans import clean, move, scan_record, scan_row
+from retroln.catalog.scans import clean, move, of_same_imaging, scan_record, scan_row
 from retroln.catalog.states import ScanState
 from retroln.errors import ConflictError
 
@@ -104,7 +104,7 @@ class LandmarkReviewQueries:
         with self._database.writing() as session:
             scan = scan_row(session, draft.scan_id, lock=True)
             require_consent(session, scan.case_id, scan.patient_id)
-            row = session.scalars(_latest(draft.scan_id)).first()
+            row = session.scalars(_latest(scan)).first()
             repeated = row is not None and _says_the_same(row, draft)
             if row is None or not repeated:
                 _require_reviewable(scan, draft)
@@ -120,9 +120,13 @@ class LandmarkReviewQueries:
             return _record(row)
 
     def landmark_review_of(self, scan_id: int) -> LandmarkReviewRecord | None:
-        """The word that holds for a scan: the latest on this revision; None for none."""
+        """The word that holds for a scan: the latest on its CT and vertebrae, byte for byte; None for none.
+
+        Raises:
+            NotFoundError: no such scan.
+        """
         with self._database.reading() as session:
-            row = session.scalars(_latest(scan_id)).first()
+            row = session.scalars(_latest(scan_row(session, scan_id))).first()
             return _record(row) if row else None
 
     def landmark_reviews(self, case_id: str) -> list[LandmarkReviewRecord]:
@@ -134,10 +138,11 @@ class LandmarkReviewQueries:
             return [_record(row) for row in session.scalars(statement)]
 
 
-def _latest(scan_id: int) -> Select[tuple[LandmarkReview]]:
+def _latest(scan: Scan) -> Select[tuple[LandmarkReview]]:
+    alike = select(Scan.id).where(*of_same_imaging(scan))
     return (
         select(LandmarkReview)
-        .where(LandmarkReview.scan_id == scan_id)
+        .where(or_(LandmarkReview.scan_id == scan.id, LandmarkReview.scan_id.in_(alike)))
         .order_by(LandmarkReview.id.desc())
         .limit(1)
     )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from sqlalchemy import func, select
+from collections import Counter
+
+from sqlalchemy import func, or_, select
 
 from retroln.catalog.accounting import CaseOutcome, Outcome
 from retroln.catalog.database import Database
-from retroln.catalog.models import CaseEvent, Prediction, RunOutcome, Scan
+from retroln.catalog.deliveries import DELIVERY_HELD
+from retroln.catalog.models import CaseEvent, HeldDelivery, Prediction, RunOutcome, Scan
 from retroln.catalog.scans import clean
 from retroln.catalog.states import ScanState
 from retroln.catalog.upsert import insert_into
@@ -17,6 +20,7 @@ _OUTCOME_OF = {
     ScanState.QUARANTINED: Outcome.QUARANTINED,
 }
 """What a run did that brought a scan into a state."""
+_OF_THE_SCAN = CaseEvent.reason.is_distinct_from(DELIVERY_HELD)
 
 
 class LedgerQueries:
@@ -82,7 +86,7 @@ class LedgerQueries:
     def outcome_by(self, scan_id: int, run_id: int) -> CaseOutcome | None:
         """What this run made of a scan, from the records themselves; None if it did nothing to it."""
         of_run = (CaseEvent.scan_id == scan_id, CaseEvent.run_id == run_id)
-        events = select(CaseEvent).where(*of_run).order_by(CaseEvent.id.desc())
+        events = select(CaseEvent).where(*of_run, _OF_THE_SCAN).order_by(CaseEvent.id.desc())
         inferred = (Prediction.scan_id == scan_id, Prediction.run_id == run_id)
         with self._database.reading() as session:
             event = session.scalars(events).first()
@@ -93,21 +97,30 @@ class LedgerQueries:
         return None
 
     def taken_in_by(self, run_id: int) -> dict[int, CaseOutcome]:
-        """What an ingest made of each scan that it recorded, by scan id; the same as `outcome_by` says."""
-        first = (CaseEvent.from_state.is_(None), CaseEvent.to_state.in_(_OUTCOME_OF))
-        statement = select(CaseEvent).where(CaseEvent.run_id == run_id, *first)
+        """What an ingest made of each scan that it recorded, or brought back, by scan id, as `outcome_by`."""
+        begun = or_(CaseEvent.from_state.is_(None), CaseEvent.from_state == ScanState.SUPERSEDED)
+        taken_in = (begun, CaseEvent.to_state.in_(_OUTCOME_OF))
+        statement = select(CaseEvent).where(CaseEvent.run_id == run_id, *taken_in)
         with self._database.reading() as session:
             return {event.scan_id: _outcome_of(event) for event in session.scalars(statement)}
 
     def quarantined_by(self, run_id: int) -> dict[str, int]:
-        """How many cases this run itself put into quarantine, by reason; those held before do not count."""
-        statement = (
+        """How many cases, or deliveries, this run itself held, by reason; those held before do not count."""
+        cases = (
             select(CaseEvent.reason, func.count())
-            .where(CaseEvent.run_id == run_id, CaseEvent.to_state == ScanState.QUARANTINED)
+            .where(CaseEvent.run_id == run_id, CaseEvent.to_state == ScanState.QUARANTINED, _OF_THE_SCAN)
             .group_by(CaseEvent.reason)
         )
+        deliveries = (
+            select(HeldDelivery.reason, func.count())
+            .where(HeldDelivery.run_id == run_id)
+            .group_by(HeldDelivery.reason)
+        )
+        counts: Counter[str] = Counter()
         with self._database.reading() as session:
-            return {str(reason): count for reason, count in session.execute(statement).tuples()}
+            for statement in (cases, deliveries):
+                counts.update({str(reason): number for reason, number in session.execute(statement).tuples()})
+        return dict(counts)
 
 
 def _outcome_of(event: CaseEvent) -> CaseOutcome:

@@ -135,6 +135,7 @@ class Scan(Base):
     source_uri: Mapped[dict[str, Any]]
     source_fingerprint: Mapped[str]
     source_sha256: Mapped[str | None]
+    imaging_sha256: Mapped[str | None]
     label_ids: Mapped[str]
     ct_key: Mapped[str | None]
     vertebrae_key: Mapped[str | None]
@@ -152,6 +153,48 @@ class Scan(Base):
     predicted_version: Mapped[int] = mapped_column(default=0, server_default=text("0"))
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
     updated_at: Mapped[datetime] = mapped_column(default=utc_now, onupdate=utc_now)
+
+
+class HeldDelivery(Base):
+    """The latest delivery of a case, where it cannot be used and an earlier scan of the case stays."""
+
+    __tablename__ = "held_deliveries"
+    case_id: Mapped[str] = mapped_column(primary_key=True)
+    scan_id: Mapped[int] = mapped_column(ForeignKey("scans.id"))
+    source_fingerprint: Mapped[str]
+    reason: Mapped[str]
+    detail: Mapped[str | None] = mapped_column(Text)
+    run_id: Mapped[int | None] = mapped_column(ForeignKey("runs.id"))
+    at: Mapped[datetime] = mapped_column(default=utc_now, onupdate=utc_now)
+
+
+class IdentityMark(Base):
+    """One thing by which a scan's image or person is told again, whatever the delivery calls it."""
+
+    __tablename__ = "identity_marks"
+    __table_args__ = (
+        CheckConstraint("kind IN ('slice', 'object', 'series', 'study', 'person')", name="kind"),
+        Index("ix_identity_marks_value", "kind", "value"),
+    )
+    scan_id: Mapped[int] = mapped_column(ForeignKey("scans.id"), primary_key=True, autoincrement=False)
+    kind: Mapped[str] = mapped_column(primary_key=True)
+    value: Mapped[str] = mapped_column(primary_key=True)
+
+
+class IdentityRuling(Base):
+    """A person's word that two patients are two people, whatever their scans share; append-only."""
+
+    __tablename__ = "identity_rulings"
+    __table_args__ = (
+        UniqueConstraint("patient_id", "other_patient_id"),
+        CheckConstraint("patient_id < other_patient_id", name="order"),
+    )
+    id: Mapped[int] = mapped_column(primary_key=True)
+    patient_id: Mapped[str]
+    other_patient_id: Mapped[str]
+    reviewer: Mapped[str]
+    comment: Mapped[str] = mapped_column(Text)
+    at: Mapped[datetime] = mapped_column(default=utc_now)
 
 
 class Claim(Base):

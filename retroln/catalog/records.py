@@ -16,6 +16,19 @@ Shape = tuple[int, int, int]
 Affine = Sequence[Sequence[float]]
 
 
+@dataclass(frozen=True, order=True)
+class Mark:
+    """One thing by which an image or a person is told again, whatever the delivery calls it.
+
+    Attributes:
+        kind: "slice" and "object" tell an image; "series", "study" and "person" tell a person.
+        value: a hash or keyed pseudonym, the same wherever the same thing is met.
+    """
+
+    kind: str
+    value: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class ScanDraft:
     """A delivered case as ingest found it; without `ct_key` nothing of it was stored.
@@ -24,6 +37,8 @@ class ScanDraft:
         source_uri: key of each delivered part, by part name ("ct", "vertebrae", "mask"), or its pseudonym.
         source_fingerprint: cheap mark of the delivered objects; equal means unchanged.
         source_sha256: hash over the bytes of all parts, None when they were not read.
+        imaging_sha256: hash over the bytes that landmarks are said of: CT and vertebrae, without the mask.
+        marks: by what the image and the person are told again; also of a case that is held for them.
         series_key: headers of the DICOM series without the patient; None for a CT that came as NIfTI.
         shape, affine: of the stored RAS+ array; `source_*` and `orientation` as delivered.
     """
@@ -33,6 +48,7 @@ class ScanDraft:
     source_uri: dict[str, str]
     source_fingerprint: str
     source_sha256: str | None = None
+    imaging_sha256: str | None = None
     label_ids: str = "totalseg-v2"
     ct_key: str | None = None
     vertebrae_key: str | None = None
@@ -46,6 +62,7 @@ class ScanDraft:
     state: ScanState = ScanState.INGESTED
     reason: str | None = None
     detail: str | None = None
+    marks: frozenset[Mark] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +81,7 @@ class ScanRecord:
     source_uri: dict[str, str]
     source_fingerprint: str
     source_sha256: str
+    imaging_sha256: str | None
     label_ids: Any
     ct_key: str | None
     vertebrae_key: str | None
@@ -81,6 +99,24 @@ class ScanRecord:
     predicted_version: int
     created_at: datetime
     updated_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldDeliveryRecord:
+    """The latest delivery of a case, which cannot be used; the earlier scan `scan_id` stays the case's.
+
+    Attributes:
+        source_fingerprint: cheap mark of what was delivered; "" to look at it again.
+        reason, detail: why it is held, as of a scan.
+    """
+
+    case_id: str
+    scan_id: int
+    source_fingerprint: str
+    reason: str
+    detail: str | None
+    run_id: int | None
+    at: datetime
 
 
 @dataclass(frozen=True, kw_only=True)

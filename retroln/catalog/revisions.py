@@ -9,7 +9,7 @@ from sqlalchemy import Connection, Engine, inspect, text
 from retroln.catalog.refusals import without_password
 from retroln.errors import UserError
 
-WANTED = "0010"
+WANTED = "0011"
 """The newest of the migrations beside this file; stated, so that opening the catalog need not load them."""
 
 _TABLE = "alembic_version"

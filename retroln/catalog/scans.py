@@ -12,7 +12,7 @@ from retroln.catalog.accounting import CaseOutcome, Outcome
 from retroln.catalog.claims import require_claim
 from retroln.catalog.consent import WITHDRAWN, hold_consent, require_consent
 from retroln.catalog.database import Database
-from retroln.catalog.models import CaseEvent, Crop, Intake, Scan
+from retroln.catalog.models import CaseEvent, Crop, HeldDelivery, Intake, LandmarkReview, Scan
 from retroln.catalog.records import ScanDraft, ScanRecord, record_of
 from retroln.catalog.states import FIRST_STATES, ScanState, require_transition, state_after_requeue
 from retroln.errors import ConflictError, NotFoundError
@@ -88,24 +88,67 @@ class ScanQueries:
                 hold_consent(session, draft.case_id, draft.patient_id)
             current = session.scalars(_current(draft.case_id).with_for_update()).first()
             present = current.id if current else 0
-            if follows not in (None, present):
-                raise _added_meanwhile(draft.case_id, follows, present)
+            if follows is not None and follows != present:
+                raise added_meanwhile(draft.case_id, follows, present)
             if current is not None:
-                move(session, current, ScanState.SUPERSEDED, run_id, reason="new_revision")
-                session.flush()
-            row = _row_of(draft, revision=current.revision + 1 if current else 1)
+                _supersede(session, current, run_id)
+            row = _row_of(draft, revision=_last_revision(session, draft.case_id) + 1)
             session.add(row)
             session.flush()
+            row.vertebrae_key = _labels_seen(session, row) or row.vertebrae_key
             _note(session, row, None, run_id)
             session.execute(delete(Intake).where(*_intake_of(draft)))
             return scan_record(row)
 
+    def superseded_by_bytes(self, case_id: str, source_sha256: str) -> ScanRecord | None:
+        """The superseded scan of the case that came from these bytes, if its CT is stored."""
+        statement = select(Scan).where(
+            Scan.case_id == case_id,
+            Scan.source_sha256 == source_sha256,
+            Scan.state == ScanState.SUPERSEDED,
+            Scan.ct_key.is_not(None),
+        )
+        with self._database.reading() as session:
+            row = session.scalars(statement.order_by(Scan.id.desc())).first()
+            return scan_record(row) if row else None
+
+    def bring_back(self, scan_id: int, fingerprint: str, run_id: int | None, *, follows: int) -> ScanRecord:
+        """Make a superseded scan the case's current one again: its bytes were delivered again.
+
+        It goes on where it stood: `prepared` if it was superseded as that, else `ingested`.
+
+        Args:
+            follows: the scan that this was decided on.
+
+        Raises:
+            NotFoundError: no such scan.
+            ConflictError: it is not superseded, or another run added the case meanwhile.
+            WithdrawnError: the patient has withdrawn.
+        """
+        with self._database.writing() as session:
+            known = scan_row(session, scan_id)
+            hold_consent(session, known.case_id, known.patient_id)
+            current = session.scalars(_current(known.case_id).with_for_update()).first()
+            if current is None or current.id != follows:
+                raise added_meanwhile(known.case_id, follows, current.id if current else 0)
+            row = scan_row(session, scan_id, lock=True)
+            after = _before_superseded(session, scan_id)
+            _supersede(session, current, run_id)
+            move(session, row, after, run_id, reason="same_bytes_again")
+            row.source_fingerprint = fingerprint
+            session.flush()
+            return scan_record(row)
+
     def touch_fingerprint(self, scan_id: int, fingerprint: str) -> None:
-        """Remember that unchanged bytes now carry another fingerprint; a withdrawn scan keeps none."""
+        """Remember that unchanged bytes now carry another fingerprint; a withdrawn scan keeps none.
+
+        What was held of the case since these bytes were first seen is over.
+        """
         with self._database.writing() as session:
             row = scan_row(session, scan_id, lock=True)
             if row.state != ScanState.WITHDRAWN:
                 row.source_fingerprint = fingerprint
+                session.execute(delete(HeldDelivery).where(HeldDelivery.case_id == row.case_id))
 
     def quarantine(self, scan_id: int, reason: str, detail: str, run_id: int | None) -> ScanRecord:
         """Hold a scan back for a person.
@@ -125,7 +168,7 @@ class ScanQueries:
         """Release a quarantined or failed case to the step that held it.
 
         A case of which nothing is stored becomes `requeued` and loses its fingerprint, so ingest
-        takes it again although its bytes are the same.
+        takes it again although its bytes are the same. So does a delivery that is held beside a scan.
 
         Raises:
             NotFoundError: no such case.
@@ -135,7 +178,12 @@ class ScanQueries:
             row = session.scalars(_current(case_id).with_for_update()).first()
             if row is None:
                 raise NotFoundError(f"no case {case_id} in the catalog", fix="look at `retroln status`")
+            delivery = session.get(HeldDelivery, case_id)
+            if delivery is not None:
+                delivery.source_fingerprint = ""
             if row.state not in (ScanState.QUARANTINED, ScanState.FAILED):
+                if delivery is not None:
+                    return scan_record(row)
                 raise ConflictError(
                     f"case {case_id} is not held back", expected="quarantined or failed", got=row.state
                 )
@@ -246,6 +294,46 @@ def move(
     _note(session, row, before, run_id, reason=reason, detail=detail)
 
 
+def _supersede(session: Session, current: Scan, run_id: int | None) -> None:
+    """Give up the case's current scan, and what was held of the case beside it, for another revision."""
+    move(session, current, ScanState.SUPERSEDED, run_id, reason="new_revision")
+    session.execute(delete(HeldDelivery).where(HeldDelivery.case_id == current.case_id))
+    session.flush()
+
+
+def _last_revision(session: Session, case_id: str) -> int:
+    statement = select(func.coalesce(func.max(Scan.revision), 0)).where(Scan.case_id == case_id)
+    return session.scalars(statement).one()
+
+
+def _before_superseded(session: Session, scan_id: int) -> ScanState:
+    """Where a superseded scan goes on."""
+    left = select(CaseEvent.from_state).where(
+        CaseEvent.scan_id == scan_id, CaseEvent.to_state == ScanState.SUPERSEDED
+    )
+    before = session.scalars(left.order_by(CaseEvent.id.desc())).first()
+    return ScanState.PREPARED if before == ScanState.PREPARED else ScanState.INGESTED
+
+
+def _labels_seen(session: Session, row: Scan) -> str | None:
+    """The label map that a person saw who spoke of the same CT and vertebrae before, if anybody did."""
+    spoken_of = select(LandmarkReview.scan_id)
+    earlier = select(Scan.vertebrae_key).where(
+        Scan.id != row.id, Scan.id.in_(spoken_of), *of_same_imaging(row), Scan.ct_key.is_not(None)
+    )
+    return session.scalars(earlier.order_by(Scan.id.desc())).first()
+
+
+def of_same_imaging(row: Scan) -> tuple[ColumnElement[bool], ...]:
+    """What singles out the revisions of a case that have the scan's CT and vertebrae, byte for byte."""
+    return (
+        Scan.case_id == row.case_id,
+        Scan.patient_id == row.patient_id,
+        Scan.imaging_sha256.is_not(None),  # of older records it is not known, which makes none of them alike
+        Scan.imaging_sha256 == row.imaging_sha256,
+    )
+
+
 def _after_requeue(session: Session, row: Scan) -> ScanState:
     has_crop = session.scalars(select(Crop.id).where(Crop.scan_id == row.id)).first() is not None
     return state_after_requeue(has_ct=row.ct_key is not None, has_crop=has_crop)
@@ -271,7 +359,8 @@ def _note(
     )
 
 
-def _added_meanwhile(case_id: str, follows: int | None, present: int) -> ConflictError:
+def added_meanwhile(case_id: str, follows: int, present: int | str = "another") -> ConflictError:
+    """What a run hears that decided on a scan which is not the case's current one any more."""
     return ConflictError(
         f"another run added case {case_id} meanwhile",
         expected=f"scan {follows} to be the case's current one",
@@ -282,6 +371,7 @@ def _added_meanwhile(case_id: str, follows: int | None, present: int) -> Conflic
 
 def _row_of(draft: ScanDraft, revision: int) -> Scan:
     values: dict[str, Any] = {**vars(draft), "detail": clean(draft.detail)}
+    del values["marks"]
     return Scan(**values, revision=revision)
 
 

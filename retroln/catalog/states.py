@@ -17,7 +17,7 @@ class ScanState(StrEnum):
     QUARANTINED = "quarantined"  # its input cannot be used; waits for a person
     FAILED = "failed"  # something broke; may be tried again
     REQUEUED = "requeued"  # a person released it before anything was stored; waits for ingest
-    SUPERSEDED = "superseded"  # a newer revision took its place
+    SUPERSEDED = "superseded"  # a newer revision took its place; the same bytes bring it back
     WITHDRAWN = "withdrawn"  # the patient took back consent; nothing of the scan is kept
 
 
@@ -41,7 +41,7 @@ TRANSITIONS: Mapping[ScanState, frozenset[ScanState]] = MappingProxyType(
             }
         ),
         _S.REQUEUED: frozenset({_S.QUARANTINED, _S.FAILED, _S.SUPERSEDED, _S.WITHDRAWN}),
-        _S.SUPERSEDED: frozenset(),
+        _S.SUPERSEDED: frozenset({_S.INGESTED, _S.PREPARED}),
         _S.WITHDRAWN: frozenset(),
     }
 )

@@ -14,6 +14,7 @@ from retroln.catalog.models import (
     Crop,
     Dataset,
     DatasetMember,
+    HeldDelivery,
     Intake,
     LandmarkReview,
     Landmarks,
@@ -38,6 +39,7 @@ from retroln.errors import ConflictError, NotFoundError
 
 _EMPTIED = (
     "source_sha256",
+    "imaging_sha256",
     "ct_key",
     "vertebrae_key",
     "mask_key",
@@ -234,7 +236,7 @@ def _ids(patient_id: str) -> Select[tuple[int]]:
 
 def _derived(
     patient_id: str,
-) -> list[tuple[type[Node | Prediction | Crop | Roi | Landmarks], ColumnElement[bool]]]:
+) -> list[tuple[type[Node | Prediction | Crop | Roi | Landmarks | HeldDelivery], ColumnElement[bool]]]:
     """Tables whose rows go, in an order that no reference forbids, and which rows these are."""
     ids = _ids(patient_id)
     predictions = select(Prediction.id).where(Prediction.scan_id.in_(ids))
@@ -244,6 +246,7 @@ def _derived(
         (Crop, Crop.scan_id.in_(ids)),
         (Roi, Roi.scan_id.in_(ids)),
         (Landmarks, Landmarks.scan_id.in_(ids)),
+        (HeldDelivery, HeldDelivery.scan_id.in_(ids)),
     ]
 
 

@@ -27,6 +27,9 @@ _SHOWN = (
 )
 
 
+_BESIDE = "delivery held, the earlier scan stays"
+
+
 def state_tables(catalog: Catalog) -> list[Table]:
     """Scans by state, then every quarantined or failed case with its reason."""
     counts = Table("state", "scans", title="Scans")
@@ -36,6 +39,8 @@ def state_tables(catalog: Catalog) -> list[Table]:
     for state in (ScanState.QUARANTINED, ScanState.FAILED):
         for scan in catalog.scans(state=state):
             held.add_row(scan.case_id, state.value, scan.reason or "", scan.detail or "")
+    for one in catalog.held_deliveries():
+        held.add_row(one.case_id, _BESIDE, one.reason, one.detail or "")
     return [counts, held] if held.row_count else [counts]
 
 
@@ -61,6 +66,8 @@ def case_story(
     for name in _SHOWN:
         value = getattr(scan, name)
         facts.add_row(name, str(getattr(value, "value", value)))
+    if held := catalog.held_delivery(case_id):
+        facts.add_row(_BESIDE, f"{held.reason}: {held.detail}")
     events = Table("when", "from", "to", "reason", title="Events")
     for event in catalog.case_history(case_id).events:
         events.add_row(

@@ -10,8 +10,9 @@ from posixpath import commonpath, dirname
 from typing import Self
 
 from retroln.catalog.accounting import CaseOutcome, Outcome
+from retroln.catalog.catalog import Catalog
 from retroln.catalog.consent import WITHDRAWN
-from retroln.catalog.records import ScanRecord
+from retroln.catalog.records import HeldDeliveryRecord, ScanRecord
 from retroln.catalog.states import ScanState
 from retroln.errors import InputError
 from retroln.files import sha256_json
@@ -64,11 +65,35 @@ def _common_folder(keys: Collection[str]) -> str:
 
 
 @dataclass(frozen=True)
+class Known:
+    """What the catalog knows of some cases.
+
+    Attributes:
+        scans: the current scan of each known case.
+        held: deliveries that are held beside a scan, by case.
+        withdrawn: patients who took back consent.
+    """
+
+    scans: Mapping[str, ScanRecord]
+    held: Mapping[str, HeldDeliveryRecord]
+    withdrawn: Collection[str]
+
+    @classmethod
+    def of_case(cls, catalog: Catalog, case_id: str) -> Self:
+        """Of one case, as it is at this moment."""
+        held = catalog.held_delivery(case_id)
+        return cls(
+            catalog.current_scans([case_id]), {case_id: held} if held else {}, catalog.withdrawn_patients()
+        )
+
+
+@dataclass(frozen=True)
 class Arrival:
     """A listed case beside the current scan of its case id.
 
     Attributes:
         current: None for a case that is new.
+        held: what is held of the case beside `current`; None for nothing.
         parts: the objects behind the case; none where there is a `problem`.
         fingerprint: cheap mark of what is delivered; equal to the current scan's, it is unchanged.
         problem: why nothing of the case can, or may, be read.
@@ -76,30 +101,25 @@ class Arrival:
 
     entry: CaseEntry
     current: ScanRecord | None
+    held: HeldDeliveryRecord | None
     parts: Parts
     fingerprint: str
     problem: InputError | None = None
 
     @classmethod
-    def of(
-        cls,
-        entry: CaseEntry,
-        current: ScanRecord | None,
-        source: Listing,
-        withdrawn: Collection[str],
-        policy: Policy,
-    ) -> Self:
-        """Look at what is delivered; `withdrawn` are the patients who took back consent."""
+    def of(cls, entry: CaseEntry, known: Known, source: Listing, policy: Policy) -> Self:
+        """Look at what is delivered."""
+        current, held = known.scans.get(entry.case_id), known.held.get(entry.case_id)
         try:
-            if entry.patient_id in withdrawn:
+            if entry.patient_id in known.withdrawn:
                 raise withdrawn_error(entry, entry.patient_id)
             if entry.problem:
                 raise entry.problem
             parts = parts_of(entry, source)
         except InputError as error:
             unread = sha256_json([entry.case_id, entry.patient_id, str(entry.problem)])
-            return cls(entry, current, {}, unread, error)
-        return cls(entry, current, parts, _fingerprint(entry, parts, policy))
+            return cls(entry, current, held, {}, unread, error)
+        return cls(entry, current, held, parts, _fingerprint(entry, parts, policy))
 
     def known_outcome(self, policy: Policy) -> CaseOutcome | None:
         """What becomes of a case that needs no look; None for one that is new, changed or wanted again."""
@@ -107,9 +127,16 @@ class Arrival:
             return None
         if self.current.state is ScanState.WITHDRAWN:
             return refused(policy, self.entry, withdrawn_error(self.entry, self.current.patient_id))
+        if self.held is not None:
+            return self._known_delivery(self.held, policy)
         if self.current.source_fingerprint != self.fingerprint or is_wanted_again(self.current, policy):
             return None
         return outcome_of_unchanged(self.current)
+
+    def _known_delivery(self, held: HeldDeliveryRecord, policy: Policy) -> CaseOutcome | None:
+        if held.source_fingerprint != self.fingerprint or _waited_for_key(held.reason, policy):
+            return None
+        return CaseOutcome(held.case_id, Outcome.QUARANTINED, held.reason, held.detail)
 
 
 def unchanged(
@@ -118,13 +145,14 @@ def unchanged(
     """Outcome of every case that needs no look, by case id; what the run itself took in before is its own."""
     catalog = workspace.catalog
     source, withdrawn = Listed.of(workspace.source, entries), catalog.withdrawn_patients()
+    held = {one.case_id: one for one in catalog.held_deliveries()}
     own, outcomes = catalog.taken_in_by(run_id), {}
     for start in range(0, len(entries), _CASES_AT_ONCE):
         some = entries[start : start + _CASES_AT_ONCE]
-        current = catalog.current_scans([entry.case_id for entry in some])
+        known = Known(catalog.current_scans([entry.case_id for entry in some]), held, withdrawn)
         for entry in some:
-            if scan := current.get(entry.case_id):
-                outcome = _if_unchanged(entry, scan, source, withdrawn, policy)
+            if scan := known.scans.get(entry.case_id):
+                outcome = _if_unchanged(entry, known, source, policy)
                 if outcome and outcome.outcome is Outcome.SKIPPED:
                     outcome = own.get(scan.scan_id, outcome)
                 if outcome:
@@ -132,11 +160,9 @@ def unchanged(
     return outcomes
 
 
-def _if_unchanged(
-    entry: CaseEntry, current: ScanRecord, source: Listing, withdrawn: Collection[str], policy: Policy
-) -> CaseOutcome | None:
+def _if_unchanged(entry: CaseEntry, known: Known, source: Listing, policy: Policy) -> CaseOutcome | None:
     try:
-        return Arrival.of(entry, current, source, withdrawn, policy).known_outcome(policy)
+        return Arrival.of(entry, known, source, policy).known_outcome(policy)
     except Exception:  # ingest looks at the case itself, with patience, and says what is wrong with it
         log.debug("case %s cannot be compared", entry.case_id, exc_info=True)
         return None
@@ -151,8 +177,12 @@ def outcome_of_unchanged(current: ScanRecord) -> CaseOutcome:
 
 def is_wanted_again(current: ScanRecord, policy: Policy) -> bool:
     """True for a case that a person requeued before anything of it was stored, or that waited for a key."""
-    has_key_now = current.reason == NO_KEY and policy.known is not None
+    has_key_now = _waited_for_key(current.reason, policy)
     return current.ct_key is None and (has_key_now or current.state is not ScanState.QUARANTINED)
+
+
+def _waited_for_key(reason: str | None, policy: Policy) -> bool:
+    return reason == NO_KEY and policy.known is not None
 
 
 def withdrawn_error(entry: CaseEntry, patient_id: str) -> InputError:

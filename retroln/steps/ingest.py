@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from retroln.imaging.volume import Volume
 from retroln.settings import Settings
 from retroln.steps.arrivals import (
     Arrival,
+    Known,
     asked_series,
     is_wanted_again,
     outcome_of_unchanged,
@@ -132,12 +133,11 @@ def ingest_case(settings: Settings, run_id: int, entry: CaseEntry) -> CaseOutcom
 
 
 def _ingest(workspace: Workspace, policy: Policy, run_id: int, entry: CaseEntry) -> CaseOutcome:
-    catalog = workspace.catalog
-    current, withdrawn = catalog.current_scan(entry.case_id), catalog.withdrawn_patients()
-    arrival = Arrival.of(entry, current, workspace.source, withdrawn, policy)
+    arrival = Arrival.of(entry, Known.of_case(workspace.catalog, entry.case_id), workspace.source, policy)
+    current = arrival.current
     if current and (known := arrival.known_outcome(policy)):
         return _own(workspace, current, run_id, known)
-    sha256: str | None = None
+    content: Content | None = None
     try:
         if arrival.problem:
             raise arrival.problem
@@ -145,22 +145,50 @@ def _ingest(workspace: Workspace, policy: Policy, run_id: int, entry: CaseEntry)
         if entry.is_named_dicom:
             policy.for_dicom(entry.ct)
         with workspace.scratch() as folder:
-            sha256 = _fetch(workspace, entry, arrival.parts, folder)
-            if current and current.source_sha256 == sha256 and not is_wanted_again(current, policy):
-                catalog.touch_fingerprint(current.scan_id, arrival.fingerprint)
-                return _own(workspace, current, run_id, outcome_of_unchanged(current))
+            content = _fetch(workspace, entry, arrival.parts, folder)
+            if current and (known := _known_bytes(workspace, policy, arrival, current, content, run_id)):
+                return known
             delivered = Delivered.open(entry, folder, arrival.parts["ct"], policy)
             entry = replace(entry, patient_id=delivered.patient_id)
             _require_same_patient(entry, current)
-            _begin(workspace, entry, sha256)
-            draft = _canonicalise(workspace, delivered, arrival.fingerprint, sha256)
+            _begin(workspace, entry, content.sha256)
+            draft = _canonicalise(workspace, delivered, arrival.fingerprint, content)
     except InputError as error:
         held = _held(policy, entry, current, error)
+        sha256 = content.sha256 if content else None
         held = replace(held, source_fingerprint=arrival.fingerprint, source_sha256=sha256)
         outcome = CaseOutcome(entry.case_id, Outcome.QUARANTINED, held.reason, held.detail)
         return _add(workspace, policy, entry, held, current, run_id) or outcome
     outcome = CaseOutcome(entry.case_id, Outcome.DONE)
     return _add(workspace, policy, entry, draft, current, run_id) or outcome
+
+
+def _known_bytes(
+    workspace: Workspace,
+    policy: Policy,
+    arrival: Arrival,
+    current: ScanRecord,
+    content: Content,
+    run_id: int,
+) -> CaseOutcome | None:
+    """The outcome of bytes that are a scan of the case already; None if they are new, or to be read again.
+
+    The same bytes are the same scan: one that others took the place of is brought back.
+    """
+    catalog = workspace.catalog
+    if current.source_sha256 == content.sha256:
+        if is_wanted_again(current, policy):
+            return None
+        catalog.touch_fingerprint(current.scan_id, arrival.fingerprint)
+        return _own(workspace, current, run_id, outcome_of_unchanged(current))
+    known = catalog.superseded_by_bytes(current.case_id, content.sha256)
+    if known is None:
+        return None
+    try:
+        catalog.bring_back(known.scan_id, arrival.fingerprint, run_id, follows=current.scan_id)
+    except ConflictError as error:
+        return _done_meanwhile(workspace, policy, arrival.entry, current.scan_id, run_id, error)
+    return CaseOutcome(current.case_id, Outcome.DONE)
 
 
 def _own(workspace: Workspace, scan: ScanRecord, run_id: int, outcome: CaseOutcome) -> CaseOutcome:
@@ -179,25 +207,41 @@ def _add(
 ) -> CaseOutcome | None:
     """Record the draft, and return None.
 
+    What cannot be used takes the place of no scan whose CT is stored: it is held beside it.
     If somebody else recorded the case meanwhile, or its patient withdrew, nothing is recorded: what became of
     it is returned. Of a patient who withdrew nothing stays in the store.
     """
     catalog, follows = workspace.catalog, current.scan_id if current else 0
     try:
-        catalog.add_scan(draft, run_id, follows=follows)
+        if current and current.ct_key and draft.ct_key is None:
+            catalog.hold_delivery(draft, run_id, follows=follows)
+        else:
+            catalog.add_scan(draft, run_id, follows=follows)
     except WithdrawnError:
         _take_back(workspace, draft)
         return refused(policy, entry, withdrawn_error(entry, draft.patient_id))
-    except ConflictError:
-        present = catalog.current_scan(draft.case_id)
-        if present and present.state is ScanState.WITHDRAWN:
-            return refused(policy, entry, withdrawn_error(entry, present.patient_id))
-        if present is None or present.scan_id == follows:
-            raise
-        detail = f"it was done meanwhile and is {present.state} now"
-        skipped = CaseOutcome(draft.case_id, Outcome.SKIPPED, DONE_ELSEWHERE, detail)
-        return _own(workspace, present, run_id, skipped)
+    except ConflictError as error:
+        return _done_meanwhile(workspace, policy, entry, follows, run_id, error)
     return None
+
+
+def _done_meanwhile(
+    workspace: Workspace,
+    policy: Policy,
+    entry: CaseEntry,
+    follows: int,
+    run_id: int,
+    error: ConflictError,
+) -> CaseOutcome:
+    """What became of a case of which `follows` is the current scan no longer; raises `error` if it is."""
+    present = workspace.catalog.current_scan(entry.case_id)
+    if present and present.state is ScanState.WITHDRAWN:
+        return refused(policy, entry, withdrawn_error(entry, present.patient_id))
+    if present is None or present.scan_id == follows:
+        raise error
+    detail = f"it was done meanwhile and is {present.state} now"
+    skipped = CaseOutcome(entry.case_id, Outcome.SKIPPED, DONE_ELSEWHERE, detail)
+    return _own(workspace, present, run_id, skipped)
 
 
 def _begin(workspace: Workspace, entry: CaseEntry, sha256: str) -> None:
@@ -231,8 +275,21 @@ def _require_same_patient(entry: CaseEntry, current: ScanRecord | None) -> None:
         )
 
 
-def _fetch(workspace: Workspace, entry: CaseEntry, parts: Parts, folder: Path) -> str:
-    """Download every part and return the hash of the case: its bytes and what they are said to be."""
+@dataclass(frozen=True)
+class Content:
+    """What was delivered of a case, by hashes over its bytes and what they are said to be.
+
+    Attributes:
+        sha256: of all of it.
+        imaging_sha256: of CT and vertebrae.
+    """
+
+    sha256: str
+    imaging_sha256: str
+
+
+def _fetch(workspace: Workspace, entry: CaseEntry, parts: Parts, folder: Path) -> Content:
+    """Download every part and hash it."""
     hashes: dict[str, list[str | list[str]]] = {}
     for name, infos in parts.items():
         target = folder / name
@@ -250,6 +307,11 @@ def _fetch(workspace: Workspace, entry: CaseEntry, parts: Parts, folder: Path) -
             digests.append([file_name, digest] if in_folder else digest)
         # slices may be renamed: their headers say where they belong
         hashes[name] = digests if name == "vertebrae" else sorted(digests, key=str)
+    imaging = {name: digests for name, digests in hashes.items() if name != "mask"}
+    return Content(*(_hash(entry, parts) for parts in (hashes, imaging)))
+
+
+def _hash(entry: CaseEntry, hashes: Mapping[str, Any]) -> str:
     return sha256_json([entry.patient_id, entry.label_ids, hashes, *asked_series(entry)])
 
 
@@ -264,12 +326,14 @@ def _vanished(key: str) -> InputError:
     )
 
 
-def _canonicalise(workspace: Workspace, delivered: Delivered, fingerprint: str, sha256: str) -> ScanDraft:
+def _canonicalise(
+    workspace: Workspace, delivered: Delivered, fingerprint: str, content: Content
+) -> ScanDraft:
     entry, folder, settings = delivered.entry, delivered.folder, workspace.settings
     picked = delivered.choose_series(settings)
     series = picked[0] if picked else None
     ct = delivered.read_ct(series)
-    base = _base(entry.case_id, sha256)
+    base = _base(entry.case_id, content.sha256)
     keys: dict[str, str] = {}
     if entry.vertebrae:
         spine = delivered.read_vertebrae(ct.grid)
@@ -289,7 +353,8 @@ def _canonicalise(workspace: Workspace, delivered: Delivered, fingerprint: str, 
         state=ScanState.INGESTED,
         source_uri=delivered.policy.locations(entry),
         source_fingerprint=fingerprint,
-        source_sha256=sha256,
+        source_sha256=content.sha256,
+        imaging_sha256=content.imaging_sha256,
         ct_key=keys["ct"],
         vertebrae_key=keys.get("vertebrae"),
         mask_key=keys.get("mask"),

@@ -236,6 +236,31 @@ class TestScans:
         assert after == replace(scan, source_fingerprint="etag-2", updated_at=after.updated_at)
         assert len(catalog.case_history("c1").events) == 1
 
+    def test_bytes_that_come_back_bring_their_scan_back(self, catalog: Catalog):
+        first = catalog.add_scan(draft(source_sha256="a"), None)
+        second = catalog.add_scan(draft(source_sha256="b"), None)
+        catalog.hold_delivery(held(), None, follows=second.scan_id)
+        assert catalog.superseded_by_bytes("c1", "b") is None
+        assert catalog.superseded_by_bytes("c1", "a") == catalog.scan(first.scan_id)
+        back = catalog.bring_back(first.scan_id, "f", None, follows=second.scan_id)
+        assert (back.scan_id, back.state, back.source_fingerprint) == (1, ScanState.INGESTED, "f")
+        assert catalog.current_scan("c1") == back
+        assert catalog.held_deliveries() == []
+        assert catalog.add_scan(draft(source_sha256="c"), None).revision == 3
+
+    def test_a_held_delivery_changes_no_scan_and_follows_the_present_one(self, catalog: Catalog):
+        first = catalog.add_scan(draft(), None)
+        for _ in range(2):
+            catalog.hold_delivery(held(), None, follows=first.scan_id)
+        (delivery,) = catalog.held_deliveries()
+        assert delivery == catalog.held_delivery("c1")
+        assert (delivery.scan_id, delivery.reason) == (first.scan_id, "truncated")
+        assert catalog.current_scan("c1") == first
+        catalog.add_scan(draft(source_sha256="b"), None)
+        with pytest.raises(ConflictError, match="another run added case c1 meanwhile"):
+            catalog.hold_delivery(held(), None, follows=first.scan_id)
+        assert catalog.held_deliveries() == []
+
     def test_unknown_ids_are_not_found(self, catalog: Catalog):
         for ask in (catalog.scan, catalog.crop_of, catalog.landmarks_of):
             with pytest.raises(NotFoundError):

@@ -413,5 +413,5 @@ def test_fingerprints_stay_what_they_were(settings: Settings, tmp_path: Path) ->
     (entry,) = ingest.list_entries(settings)
     store = open_workspace(settings).source
     for listing in (store, arrivals.Listed.of(store, [entry])):
-        arrival = arrivals.Arrival.of(entry, None, listing, (), Policy.of(settings))
+        arrival = arrivals.Arrival.of(entry, arrivals.Known({}, {}, ()), listing, Policy.of(settings))
         assert arrival.fingerprint == "32cf4d9bffc33ab87d95475d7f25ab8fb9bb396f41ea42b2fb88d6d218dd1fe2"

@@ -18,6 +18,8 @@ S = ScanState
         (S.QUARANTINED, S.REQUEUED),
         (S.FAILED, S.PREPARED),
         (S.REQUEUED, S.SUPERSEDED),
+        (S.SUPERSEDED, S.INGESTED),
+        (S.SUPERSEDED, S.PREPARED),
         *((state, S.WITHDRAWN) for state in S if state not in (S.SUPERSEDED, S.WITHDRAWN)),
     ],
 )
@@ -31,7 +33,7 @@ def test_the_ways_a_case_goes_are_open(before: ScanState, after: ScanState):
         (S.QUARANTINED, S.FAILED),
         (S.REQUEUED, S.PREPARED),
         (S.PREPARED, S.PREPARED),
-        *((S.SUPERSEDED, state) for state in S),
+        *((S.SUPERSEDED, state) for state in S if state not in (S.INGESTED, S.PREPARED)),
         *((S.WITHDRAWN, state) for state in S),
     ],
 )
