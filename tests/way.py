@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from zlib import crc32
+
+import numpy as np
 
 from retroln.catalog.accounting import Accounting, CaseOutcome
 from retroln.imaging import nifti
 from retroln.imaging.phantom import Phantom
+from retroln.imaging.volume import Volume
 from retroln.settings import Settings
 from retroln.steps import infer, ingest, prepare
 from retroln.steps.runs import Run
@@ -27,11 +31,28 @@ def embedded(folder: Path, **changes: Any) -> Settings:
     return Settings(**(places | changes))
 
 
-def write_case(folder: Path, phantom: Phantom, parts: tuple[str, ...] = ("ct", "vertebrae", "mask")) -> None:
-    """A phantom's files as a hospital delivers a case."""
-    volumes = {"ct": phantom.ct, "vertebrae": phantom.vertebrae, "mask": phantom.nodes}
+def write_case(
+    folder: Path,
+    phantom: Phantom,
+    parts: tuple[str, ...] = ("ct", "vertebrae", "mask"),
+    *,
+    own: bool = True,
+) -> None:
+    """A phantom's files as a hospital delivers a case, in the folder `<patient>/<case>`.
+
+    Args:
+        own: give the patient a CT of his own, by noise of 1 HU; without it all who share a phantom share one.
+    """
+    ct = own_ct(phantom.ct, folder.parent.name) if own else phantom.ct
+    volumes = {"ct": ct, "vertebrae": phantom.vertebrae, "mask": phantom.nodes}
     for name in parts:
         nifti.write_source(folder / f"{name}.nii.gz", volumes[name])
+
+
+def own_ct(ct: Volume, patient_id: str) -> Volume:
+    """The CT with noise of 1 HU, the same for the same patient."""
+    noise = np.random.default_rng(crc32(patient_id.encode(errors="surrogateescape")))
+    return ct.with_array(ct.array + noise.integers(-1, 2, ct.array.shape, dtype=np.int16))
 
 
 def ingest_all(settings: Settings) -> dict[str, CaseOutcome]:

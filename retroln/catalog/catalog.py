@@ -5,6 +5,7 @@ from __future__ import annotations
 from retroln.catalog.claims import ClaimQueries
 from retroln.catalog.database import Database, open_database
 from retroln.catalog.deliveries import DeliveryQueries
+from retroln.catalog.identity import IdentityQueries
 from retroln.catalog.intakes import IntakeQueries
 from retroln.catalog.landmark_reviews import LandmarkReviewQueries
 from retroln.catalog.ledger import LedgerQueries
@@ -21,6 +22,7 @@ class Catalog(
     ScanQueries,
     IntakeQueries,
     DeliveryQueries,
+    IdentityQueries,
     ClaimQueries,
     PreparationQueries,
     LandmarkReviewQueries,

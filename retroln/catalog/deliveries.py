@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from sqlalchemy import select
+from sqlalchemy import delete, select
 
 from retroln.catalog.consent import require_consent
 from retroln.catalog.database import Database
-from retroln.catalog.models import CaseEvent, HeldDelivery, utc_now
+from retroln.catalog.models import CaseEvent, HeldDelivery, Intake, utc_now
 from retroln.catalog.records import HeldDeliveryRecord, ScanDraft, record_of
-from retroln.catalog.scans import added_meanwhile, clean, scan_row
+from retroln.catalog.scans import added_meanwhile, clean, intake_of, scan_row
 from retroln.catalog.states import ScanState
 
 DELIVERY_HELD = "delivery_held"
@@ -46,6 +46,7 @@ class DeliveryQueries:
                     at=utc_now(),
                 )
             )
+            session.execute(delete(Intake).where(*intake_of(draft)))
             session.add(
                 CaseEvent(
                     case_id=scan.case_id,

@@ -174,7 +174,7 @@ class IdentityMark(Base):
     __tablename__ = "identity_marks"
     __table_args__ = (
         CheckConstraint("kind IN ('slice', 'object', 'series', 'study', 'person')", name="kind"),
-        Index("ix_identity_marks_value", "kind", "value"),
+        Index("ix_identity_marks_value", "value"),
     )
     scan_id: Mapped[int] = mapped_column(ForeignKey("scans.id"), primary_key=True, autoincrement=False)
     kind: Mapped[str] = mapped_column(primary_key=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any, TypeVar
@@ -27,6 +27,29 @@ class Mark:
 
     kind: str
     value: str
+
+
+@dataclass(frozen=True)
+class Alike:
+    """Another patient's scan that shows the same image, or the same person.
+
+    Attributes:
+        case_id, patient_id: whose it is.
+        withdrawn: that patient took back consent.
+        same_image: slices or objects are the same, not only the person.
+        shared: how many marks of each kind both have.
+    """
+
+    case_id: str
+    patient_id: str
+    withdrawn: bool
+    same_image: bool
+    shared: Mapping[str, int]
+
+    @property
+    def what(self) -> str:
+        """What is the same, in a word."""
+        return "image" if self.same_image else "person"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from retroln.catalog.accounting import CaseOutcome, Outcome
 from retroln.catalog.claims import require_claim
 from retroln.catalog.consent import WITHDRAWN, hold_consent, require_consent
 from retroln.catalog.database import Database
+from retroln.catalog.likeness import REASONS, add_marks, lock_identities, marks_of, require_apart
 from retroln.catalog.models import CaseEvent, Crop, HeldDelivery, Intake, LandmarkReview, Scan
 from retroln.catalog.records import ScanDraft, ScanRecord, record_of
 from retroln.catalog.states import FIRST_STATES, ScanState, require_transition, state_after_requeue
@@ -79,6 +80,7 @@ class ScanQueries:
 
         Raises:
             ConflictError: the draft's state is no first state, or another run added the case meanwhile.
+            AlikeError: another patient's scan shows the same image or person.
             WithdrawnError: the patient has withdrawn. Only that a delivery was refused for it is recorded.
         """
         if draft.state not in FIRST_STATES:
@@ -86,18 +88,23 @@ class ScanQueries:
         with self._database.writing() as session:
             if draft.reason != WITHDRAWN:
                 hold_consent(session, draft.case_id, draft.patient_id)
+            if draft.marks:
+                lock_identities(session)
             current = session.scalars(_current(draft.case_id).with_for_update()).first()
             present = current.id if current else 0
             if follows is not None and follows != present:
                 raise added_meanwhile(draft.case_id, follows, present)
+            if draft.ct_key:
+                require_apart(session, draft.case_id, draft.patient_id, draft.marks)
             if current is not None:
                 _supersede(session, current, run_id)
             row = _row_of(draft, revision=_last_revision(session, draft.case_id) + 1)
             session.add(row)
             session.flush()
             row.vertebrae_key = _labels_seen(session, row) or row.vertebrae_key
+            add_marks(session, row.id, draft.marks)
             _note(session, row, None, run_id)
-            session.execute(delete(Intake).where(*_intake_of(draft)))
+            session.execute(delete(Intake).where(*intake_of(draft)))
             return scan_record(row)
 
     def superseded_by_bytes(self, case_id: str, source_sha256: str) -> ScanRecord | None:
@@ -123,11 +130,14 @@ class ScanQueries:
         Raises:
             NotFoundError: no such scan.
             ConflictError: it is not superseded, or another run added the case meanwhile.
+            AlikeError: by now another patient's scan shows the same image or person.
             WithdrawnError: the patient has withdrawn.
         """
         with self._database.writing() as session:
             known = scan_row(session, scan_id)
             hold_consent(session, known.case_id, known.patient_id)
+            lock_identities(session)
+            require_apart(session, known.case_id, known.patient_id, marks_of(session, scan_id))
             current = session.scalars(_current(known.case_id).with_for_update()).first()
             if current is None or current.id != follows:
                 raise added_meanwhile(known.case_id, follows, current.id if current else 0)
@@ -173,11 +183,10 @@ class ScanQueries:
         Raises:
             NotFoundError: no such case.
             ConflictError: the case is not held back.
+            AlikeError: its image or person is still another patient's, and nobody told the two apart.
         """
         with self._database.writing() as session:
-            row = session.scalars(_current(case_id).with_for_update()).first()
-            if row is None:
-                raise NotFoundError(f"no case {case_id} in the catalog", fix="look at `retroln status`")
+            row = current_row(session, case_id)
             delivery = session.get(HeldDelivery, case_id)
             if delivery is not None:
                 delivery.source_fingerprint = ""
@@ -188,6 +197,8 @@ class ScanQueries:
                     f"case {case_id} is not held back", expected="quarantined or failed", got=row.state
                 )
             after = _after_requeue(session, row)
+            if row.reason in REASONS and row.ct_key:
+                require_apart(session, row.case_id, row.patient_id, marks_of(session, row.id))
             move(session, row, after, None)
             if after is ScanState.REQUEUED:
                 row.source_fingerprint = ""
@@ -273,6 +284,14 @@ def scan_row(session: Session, scan_id: int, *, lock: bool = False) -> Scan:
     row = session.get(Scan, scan_id, with_for_update=lock)
     if row is None:
         raise NotFoundError(f"no scan {scan_id} in the catalog")
+    return row
+
+
+def current_row(session: Session, case_id: str) -> Scan:
+    """The row of the case's current scan, locked until the transaction ends. Raises `NotFoundError`."""
+    row = session.scalars(_current(case_id).with_for_update()).first()
+    if row is None:
+        raise NotFoundError(f"no case {case_id} in the catalog", fix="look at `retroln status`")
     return row
 
 
@@ -375,7 +394,7 @@ def _row_of(draft: ScanDraft, revision: int) -> Scan:
     return Scan(**values, revision=revision)
 
 
-def _intake_of(draft: ScanDraft) -> tuple[ColumnElement[bool], ...]:
+def intake_of(draft: ScanDraft) -> tuple[ColumnElement[bool], ...]:
     """What singles out the intake that the draft records."""
     return (
         Intake.patient_id == draft.patient_id,

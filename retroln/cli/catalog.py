@@ -28,3 +28,18 @@ def upgrade() -> None:
         click.echo(f"schema {before.wanted} already, nothing to do")
     else:
         click.echo(f"schema {before.present or 'none'} -> {before.wanted}")
+
+
+@catalog.command()
+def identify() -> None:
+    """Look at scans that an older RetroLN took in, and hold those whose image is another patient's already.
+
+    Each CT is read once from the store. Cut off, it goes on where it was.
+    """
+    from retroln.steps.likeness import identify as step
+
+    done = step(Settings())
+    held = {case: reason for case, reason in done.items() if reason}
+    click.echo(f"{len(done)} scans looked at, {len(held)} held")
+    for case, reason in held.items():
+        click.echo(f"{case}: {reason}; `retroln status {case}` says of whom and what to do")

@@ -150,7 +150,7 @@ def _look_into(uri: str, settings: Settings, *, read_only: bool) -> object:
 
 
 def _answers(settings: Settings) -> Iterator[Finding]:
-    from retroln.steps.workspace import open_catalog
+    from retroln.steps.likeness import require_identified
 
     for name, uri in (("source", settings.source_uri), ("store", settings.store_uri)):
         use = partial(_look_into, uri, settings, read_only=name == "source")
@@ -158,7 +158,7 @@ def _answers(settings: Settings) -> Iterator[Finding]:
     yield tried(
         "catalog",
         settings.catalog_url,
-        lambda: open_catalog(settings).count_by_state(),
+        lambda: require_identified(settings),
         "RETROLN_CATALOG_URL",
     )
     if _installed("mlflow"):

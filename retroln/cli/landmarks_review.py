@@ -23,9 +23,10 @@ _comment = click.option("--comment", required=True, help="Why, as it shall stand
 
 @click.group()
 def review() -> None:
-    """Look at landmarks that hold cases back, and accept or correct them.
+    """Look at what holds cases back, and say what is right: of their landmarks, or of whose they are.
 
-    What is said is written down for good, with who and why, and the next `retroln prepare` goes by it.
+    What is said is written down for good, with who and why, and the next `retroln ingest` and
+    `retroln prepare` go by it.
     """
 
 
@@ -161,3 +162,21 @@ def _tell(ruled: Ruled) -> None:
     click.echo(f"{ruled.word.case_id}: noted as number {ruled.word.review_id}; prepare takes the case up")
     if ruled.still_held:
         click.echo(f"it will be held again: {ruled.still_held}")
+
+
+@review.command()
+@click.argument("cases", nargs=-1, required=True)
+@_reviewer
+@_comment
+def different(cases: tuple[str, ...], reviewer: str, comment: str) -> None:
+    """Say that CASES, two or more, are of different people, though they share an image or an id.
+
+    For cases held as same_image or same_person: name the held case and the one that its message names. From
+    then on their patients are trained on, tested on and withdrawn apart.
+    """
+    from retroln.steps.likeness import tell_apart
+
+    held = tell_apart(Settings(), cases, reviewer, comment)
+    click.echo(f"noted: {', '.join(cases)} are of different people")
+    for case in held:
+        click.echo(f"{case} was held for it; the next run takes it up")

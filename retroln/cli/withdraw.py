@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 def withdraw(patient: str, reason: str | None, by: str | None, dry_run: bool, yes: bool) -> None:
     """Remove PATIENT, who took back consent, from everything; there is no way back.
 
-    PATIENT is the patient's id in the source or, where ids are replaced, the pseudonym, matched whole. A call
-    that was cut off is finished by the same call again.
+    Other patient ids under which the same person or image is here are withdrawn with it. PATIENT is the
+    patient's id in the source or, where ids are replaced, the pseudonym, matched whole. A call that was cut
+    off is finished by the same call again.
     """
     from retroln.steps import withdraw as step
     from retroln.steps.holdings import survey
@@ -35,15 +36,21 @@ def withdraw(patient: str, reason: str | None, by: str | None, dry_run: bool, ye
         raise click.UsageError("a withdrawal needs --reason and --by; --dry-run needs neither")
     found = survey(settings, patient)
     step.require_known(found)
-    _tell(found)
+    patients = " and ".join(one.patient_id for one in (found, *found.also))
+    if found.also:
+        click.echo(f"THE SAME PERSON, OR AN IMAGE OF THIS PATIENT, IS HERE UNDER OTHER IDS TOO: {patients}.")
+        click.echo("All of these are withdrawn. If they are two people, first `retroln review different`.")
+    for one in (found, *found.also):
+        _tell(one)
     if dry_run or not (reason and by):
         click.echo("dry run: nothing was changed")
         return
     if not yes:
-        click.confirm(f"Remove patient {patient} for good?", abort=True)
+        click.confirm(f"Remove patient {patients} for good?", abort=True)
     found = step.withdraw(settings, patient, reason=reason, by=by)
-    click.echo(f"patient {patient} is withdrawn: {len(found.objects)} objects deleted")
-    _warn(found)
+    for one in (found, *found.also):
+        click.echo(f"patient {one.patient_id} is withdrawn: {len(one.objects)} objects deleted")
+        _warn(one)
 
 
 def _tell(found: Holdings) -> None:

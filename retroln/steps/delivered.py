@@ -26,6 +26,20 @@ _UNPACKED = "unpacked"
 
 
 @dataclass(frozen=True, eq=False)
+class Image:
+    """The CT of a case.
+
+    Attributes:
+        series: the DICOM series that it is, None for NIfTI.
+        record: what is kept of the series' headers (`series.json`).
+    """
+
+    ct: Volume
+    series: Series | None
+    record: dict[str, Any] | None
+
+
+@dataclass(frozen=True, eq=False)
 class Delivered:
     """One case in a scratch folder, with a folder per part (`ct`, `vertebrae`, `mask`).
 
@@ -87,6 +101,20 @@ class Delivered:
                 fix="put the case into a patient's folder, or list it in cases.csv",
             )
         return self.policy.pseudonyms("DICOM").patient(next(iter(ids)))
+
+    @property
+    def persons(self) -> frozenset[str]:
+        """Keyed names of the person, the same under whatever patient's id the case comes."""
+        ids = self.study.patient_ids if self.study else frozenset()
+        named = {self.policy.pseudonyms("DICOM").patient(one) for one in ids}
+        return frozenset(named | ({self.entry.patient_id} if self.policy.replaced else set()))
+
+    def read_image(self, settings: Settings) -> Image:
+        """The CT of the series to use, and the headers that are kept of it. Raises as the parts below."""
+        picked = self.choose_series(settings)
+        series = picked[0] if picked else None
+        ct = self.read_ct(series)
+        return Image(ct, series, self.series_record(*picked) if picked else None)
 
     def choose_series(self, settings: Settings) -> tuple[Series, Choice] | None:
         """The series to use of a study; None for NIfTI.

@@ -16,7 +16,8 @@ from typing import Any
 
 from retroln.anatomy.vertebrae import Vertebrae
 from retroln.catalog.accounting import CaseOutcome, Outcome
-from retroln.catalog.records import ScanDraft, ScanRecord
+from retroln.catalog.likeness import AlikeError
+from retroln.catalog.records import Mark, ScanDraft, ScanRecord
 from retroln.catalog.states import ScanState
 from retroln.errors import ConflictError, InputError, NotFoundError, UserError, WithdrawnError
 from retroln.files import sha256_json
@@ -37,9 +38,10 @@ from retroln.steps.case_objects import SHORT, remove
 from retroln.steps.cases import OnOutcome, tell
 from retroln.steps.claimed import DONE_ELSEWHERE, Worker, this_process
 from retroln.steps.cohort import Parts
-from retroln.steps.delivered import Delivered, neutral_name
+from retroln.steps.delivered import Delivered, Image, neutral_name
 from retroln.steps.entry import UNKNOWN, CaseEntry
 from retroln.steps.identity import NO_KEY, Policy
+from retroln.steps.likeness import alike_error, marks_of
 from retroln.steps.workspace import Workspace, open_workspace
 
 log = logging.getLogger(__name__)
@@ -88,6 +90,8 @@ def ingest(
         entries = list_entries(settings)
     intake = Intake(settings, run_id, owner or this_process())
     workspace, policy = open_workspace(settings), Policy.of(settings)
+    if older := len(intake.patiently(workspace.catalog.unmarked_scans)):
+        log.warning("%d scans of an older RetroLN: `retroln catalog identify` lets them be told again", older)
     known = intake.patiently(lambda: unchanged(workspace, policy, run_id, entries))
     intake.note(*known.values())
     for outcome in known.values():
@@ -137,30 +141,56 @@ def _ingest(workspace: Workspace, policy: Policy, run_id: int, entry: CaseEntry)
     current = arrival.current
     if current and (known := arrival.known_outcome(policy)):
         return _own(workspace, current, run_id, known)
-    content: Content | None = None
+    seen = Seen(entry)
     try:
-        if arrival.problem:
-            raise arrival.problem
-        _require_same_patient(entry, current)
-        if entry.is_named_dicom:
-            policy.for_dicom(entry.ct)
-        with workspace.scratch() as folder:
-            content = _fetch(workspace, entry, arrival.parts, folder)
-            if current and (known := _known_bytes(workspace, policy, arrival, current, content, run_id)):
-                return known
-            delivered = Delivered.open(entry, folder, arrival.parts["ct"], policy)
-            entry = replace(entry, patient_id=delivered.patient_id)
-            _require_same_patient(entry, current)
-            _begin(workspace, entry, content.sha256)
-            draft = _canonicalise(workspace, delivered, arrival.fingerprint, content)
+        return _take_in(workspace, policy, arrival, seen, run_id)
     except InputError as error:
-        held = _held(policy, entry, current, error)
-        sha256 = content.sha256 if content else None
-        held = replace(held, source_fingerprint=arrival.fingerprint, source_sha256=sha256)
+        held = _held(policy, arrival, seen, error)
         outcome = CaseOutcome(entry.case_id, Outcome.QUARANTINED, held.reason, held.detail)
-        return _add(workspace, policy, entry, held, current, run_id) or outcome
-    outcome = CaseOutcome(entry.case_id, Outcome.DONE)
-    return _add(workspace, policy, entry, draft, current, run_id) or outcome
+        return _add(workspace, policy, seen.entry, held, current, run_id) or outcome
+
+
+@dataclass
+class Seen:
+    """What is known of a delivery so far; if it is held, this goes into the record.
+
+    Attributes:
+        entry: with the patient's id, once the headers have said it.
+    """
+
+    entry: CaseEntry
+    content: Content | None = None
+    marks: frozenset[Mark] = frozenset()
+
+
+def _take_in(workspace: Workspace, policy: Policy, arrival: Arrival, seen: Seen, run_id: int) -> CaseOutcome:
+    """Read the delivery and record it, unless its bytes are known. Raises `InputError` where it is held."""
+    if arrival.problem:
+        raise arrival.problem
+    current = arrival.current
+    _require_same_patient(seen.entry, current)
+    if seen.entry.is_named_dicom:
+        policy.for_dicom(seen.entry.ct)
+    with workspace.scratch() as folder:
+        seen.content = _fetch(workspace, seen.entry, arrival.parts, folder)
+        if current and (known := _known_bytes(workspace, policy, arrival, current, seen.content, run_id)):
+            return known
+        delivered = Delivered.open(seen.entry, folder, arrival.parts["ct"], policy)
+        seen.entry = replace(seen.entry, patient_id=delivered.patient_id)
+        _require_same_patient(seen.entry, current)
+        image = delivered.read_image(workspace.settings)
+        seen.marks = marks_of(image.ct, image.record, delivered.persons)
+        if found := workspace.catalog.alike(seen.marks, delivered.patient_id):
+            raise alike_error(seen.entry, found)
+        _begin(workspace, seen.entry, seen.content.sha256)
+        draft = _canonicalise(workspace, delivered, image, seen.content)
+    draft = replace(draft, source_fingerprint=arrival.fingerprint, marks=seen.marks)
+    try:
+        outcome = CaseOutcome(draft.case_id, Outcome.DONE)
+        return _add(workspace, policy, seen.entry, draft, current, run_id) or outcome
+    except AlikeError as error:  # the other was recorded while this one was stored
+        _remove_stored(workspace, draft)
+        raise alike_error(seen.entry, error.found) from error
 
 
 def _known_bytes(
@@ -186,6 +216,8 @@ def _known_bytes(
         return None
     try:
         catalog.bring_back(known.scan_id, arrival.fingerprint, run_id, follows=current.scan_id)
+    except AlikeError as error:
+        raise alike_error(arrival.entry, error.found) from error
     except ConflictError as error:
         return _done_meanwhile(workspace, policy, arrival.entry, current.scan_id, run_id, error)
     return CaseOutcome(current.case_id, Outcome.DONE)
@@ -259,6 +291,12 @@ def _take_back(workspace: Workspace, draft: ScanDraft) -> None:
         remove(workspace, draft.patient_id, workspace.store.list(base))
 
 
+def _remove_stored(workspace: Workspace, draft: ScanDraft) -> None:
+    """Remove what was just stored of a case that is not recorded."""
+    for info in list(workspace.store.list(_base(draft.case_id, str(draft.source_sha256)))):
+        workspace.store.delete(info.key)
+
+
 def _base(case_id: str, sha256: str) -> str:
     """Where a revision is stored."""
     return f"scans/{case_id}/{sha256[:SHORT]}/"
@@ -326,13 +364,8 @@ def _vanished(key: str) -> InputError:
     )
 
 
-def _canonicalise(
-    workspace: Workspace, delivered: Delivered, fingerprint: str, content: Content
-) -> ScanDraft:
-    entry, folder, settings = delivered.entry, delivered.folder, workspace.settings
-    picked = delivered.choose_series(settings)
-    series = picked[0] if picked else None
-    ct = delivered.read_ct(series)
+def _canonicalise(workspace: Workspace, delivered: Delivered, image: Image, content: Content) -> ScanDraft:
+    entry, folder, ct = delivered.entry, delivered.folder, image.ct
     base = _base(entry.case_id, content.sha256)
     keys: dict[str, str] = {}
     if entry.vertebrae:
@@ -341,18 +374,18 @@ def _canonicalise(
         keys["vertebrae"] = _store(workspace, labels, folder, base + "vertebrae.nii.gz")
         workspace.store.put_bytes(spine_facts(spine), facts_key(keys["vertebrae"]))
     if entry.mask:
-        mask = delivered.read_mask(ct.grid, series, settings.mask_names)
+        mask = delivered.read_mask(ct.grid, image.series, workspace.settings.mask_names)
         keys["mask"] = _store(workspace, mask, folder, base + "mask.nii.gz")
-    if picked:
+    if image.record:
         keys["series"] = base + "series.json"
-        workspace.store.put_bytes(_as_json(delivered.series_record(*picked)), keys["series"])
+        workspace.store.put_bytes(_as_json(image.record), keys["series"])
     keys["ct"] = _store(workspace, ct, folder, base + "ct.nii.gz")
     return ScanDraft(
         case_id=entry.case_id,
         patient_id=delivered.patient_id,
         state=ScanState.INGESTED,
         source_uri=delivered.policy.locations(entry),
-        source_fingerprint=fingerprint,
+        source_fingerprint="",
         source_sha256=content.sha256,
         imaging_sha256=content.imaging_sha256,
         ct_key=keys["ct"],
@@ -389,16 +422,19 @@ def _store(workspace: Workspace, volume: Volume, folder: Path, key: str) -> str:
     return key
 
 
-def _held(policy: Policy, entry: CaseEntry, current: ScanRecord | None, error: InputError) -> ScanDraft:
-    """What the catalog notes of a case that cannot be used, but for its fingerprint and hash."""
+def _held(policy: Policy, arrival: Arrival, seen: Seen, error: InputError) -> ScanDraft:
+    """What the catalog notes of a case that cannot be used."""
+    entry, current = seen.entry, arrival.current
     known = current.patient_id if current and current.ct_key else None
     return ScanDraft(
         case_id=entry.case_id,
         patient_id=known or entry.patient_id or UNKNOWN,
         state=ScanState.QUARANTINED,
         source_uri=policy.locations(entry),
-        source_fingerprint="",
+        source_fingerprint=arrival.fingerprint,
+        source_sha256=seen.content.sha256 if seen.content else None,
         label_ids=entry.label_ids,
         reason=error.reason,
         detail=str(policy.conceal(error, entry)),
+        marks=seen.marks,
     )

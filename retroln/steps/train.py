@@ -26,6 +26,7 @@ def publish_dataset(settings: Settings, spec: TrainSpec) -> DatasetRecord:
     """
     workspace = open_workspace(settings)
     labelled = workspace.catalog.labelled_prepared()
+    told_apart = _require_apart(workspace, labelled)
     _require_enough(labelled, spec)
     _require_region(labelled, settings.roi)
     _require_containment(labelled, spec)
@@ -40,6 +41,7 @@ def publish_dataset(settings: Settings, spec: TrainSpec) -> DatasetRecord:
         "version": version,
         "columns": "case patient role fold ct_sha256 mask_sha256",
         "members": content,
+        "said_to_be_different_people": told_apart,
     }
     # the row first: it leads a withdrawal to the manifest, which names patients
     record = workspace.catalog.add_dataset(
@@ -64,6 +66,23 @@ def _require_enough(labelled: Labelled, spec: TrainSpec) -> None:
             got=str(len(patients)),
             fix="deliver masks, or look with `retroln status` at what is in quarantine",
         )
+
+
+def _require_apart(workspace: Workspace, labelled: Labelled) -> list[tuple[str, str]]:
+    """Pairs of patients that share an image or a person and of whom somebody said that they are two people.
+
+    Raises:
+        GateError: nobody said so of a pair, which may come to lie on both sides of the split.
+    """
+    pairs = workspace.catalog.members_alike([scan.scan_id for scan, _ in labelled])
+    if torn := [f"{one} and {other}" for one, other, told_apart in pairs if not told_apart]:
+        raise GateError(
+            "patients share an image or a person",
+            expected="every image and every person under one patient id",
+            got="; ".join(torn[:10]),
+            fix="`retroln status CASE` of their cases; withdraw one of them, or `retroln review different`",
+        )
+    return [(one, other) for one, other, _ in pairs]
 
 
 def _require_region(labelled: Labelled, region: RoiSpec) -> None:
@@ -132,4 +151,10 @@ def parameters(settings: Settings, spec: TrainSpec, record: DatasetRecord) -> di
         "dataset.version": record.version,
         "dataset.train_cases": roles.count("train"),
         "dataset.test_cases": roles.count("test"),
+        **{f"dataset.held_{why}": number for why, number in _held_alike(settings).items()},
     }
+
+
+def _held_alike(settings: Settings) -> dict[str, int]:
+    """How many cases are not in the dataset because their image, or person, is another patient's already."""
+    return open_workspace(settings).catalog.count_held_alike()

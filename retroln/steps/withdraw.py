@@ -9,12 +9,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 from retroln.catalog.catalog import Catalog
 from retroln.catalog.records import ScanRecord, WithdrawnItem
 from retroln.errors import ConflictError, IntegrityError, NotFoundError, RefusedError, UserError
 from retroln.settings import Settings
-from retroln.steps.holdings import Holdings, Roles, survey
+from retroln.steps.holdings import Holdings, Roles, survey, survey_id
 from retroln.steps.promote import DATASET_TAG
 from retroln.steps.workspace import Workspace, open_workspace
 from retroln.storage.base import ObjectInfo, ObjectStore
@@ -32,6 +33,9 @@ _HAND = "withdraw"
 def withdraw(settings: Settings, patient_id: str, *, reason: str, by: str) -> Holdings:
     """Remove a patient, or finish a withdrawal that was cut off; what is there no more is no error.
 
+    Other patient ids under which the same person, or an image of the patient, is here are withdrawn with it,
+    unless somebody said that these are other people.
+
     Returns:
         What held the patient when this call began.
 
@@ -47,8 +51,18 @@ def withdraw(settings: Settings, patient_id: str, *, reason: str, by: str) -> Ho
         raise UserError(
             "a withdrawal says why and by whom", got="an empty text", fix="give --reason and --by"
         )
-    require_known(survey(settings, patient_id))
-    return _remove(settings, patient_id, reason.strip(), by.strip())
+    found = survey(settings, patient_id)
+    require_known(found)
+    removed, troubles = [], []
+    for one in (found, *found.also):
+        why = reason.strip() + ("" if one is found else f" (the same person as {patient_id})")
+        try:
+            removed.append(_remove(settings, one.patient_id, why, by.strip()))
+        except (RefusedError, IntegrityError) as error:  # it is withdrawn all the same, and so are the others
+            troubles.append(error)
+    if troubles:
+        raise troubles[0]
+    return replace(removed[0], also=tuple(removed[1:]))
 
 
 def finish(settings: Settings, patient_id: str, *, hand: str = _HAND) -> Holdings:
@@ -85,7 +99,7 @@ def _remove(settings: Settings, patient_id: str, reason: str, by: str, hand: str
     catalog = workspace.catalog
     with _in_hand(workspace, f"{hand}:{patient_id}", catalog.scans_of_patient(patient_id)):
         catalog.begin_withdrawal(patient_id, reason, by)
-        found = survey(settings, patient_id)
+        found = survey_id(settings, patient_id)
         catalog.note_withdrawn(patient_id, found.items())
         troubles: list[UserError] = [*_delete(workspace.store, found.objects)]
         catalog.empty_withdrawn(patient_id)

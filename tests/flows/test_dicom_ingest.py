@@ -66,7 +66,7 @@ def record(settings: Settings, case_id: str) -> dict[str, object]:
 def test_folder_archive_and_object_give_the_scan_that_nifti_gives(
     settings: Settings, source: Path, phantom: Phantom, tmp_path: Path
 ) -> None:
-    write_case(source / "P" / "NIFTI", phantom)
+    write_case(source / "P" / "NIFTI", phantom, own=False)
     datasets = of_volume(phantom.ct)
     write(source / "P" / "FOLDER" / "dicom" / "a", datasets[::2])
     write(source / "P" / "FOLDER" / "dicom" / "b", datasets[1::2], names="{}")

@@ -157,17 +157,20 @@ def pixels_at(data: bytes) -> int:
 
 
 def write(folder: Path, deliveries: Iterator[Delivery]) -> dict[str, Delivery]:
-    """Write each as a case of its own below `folder/source`; all of them by name, each name once."""
+    """Write each as a case below `folder/source`; all of them by name, each name once.
+
+    All are one patient's, since many show one CT.
+    """
     written: dict[str, Delivery] = {}
-    for number, delivery in enumerate(deliveries):
+    for delivery in deliveries:
         assert delivery.name not in written, delivery.name
         written[delivery.name] = delivery
         for name, data in delivery.files.items():
-            path = folder / "source" / f"PAT{number}" / delivery.name / name
+            path = folder / "source" / "PAT" / delivery.name / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
         for name, target in delivery.links.items():
-            path = folder / "source" / f"PAT{number}" / delivery.name / name
+            path = folder / "source" / "PAT" / delivery.name / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.symlink_to(target)
     return written

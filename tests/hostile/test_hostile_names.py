@@ -62,8 +62,8 @@ def test_links_pipes_and_folders_in_a_files_place_are_held(folder: Path) -> None
     }.items():
         (source / "PAT" / case).mkdir(parents=True)
         make(source / "PAT" / case / "ct.nii.gz")
-    (source / "PAT" / "INSIDE").mkdir()
-    (source / "PAT" / "INSIDE" / "ct.nii.gz").symlink_to(source / "good" / "GOOD" / "ct.nii.gz")
+    (source / "good" / "INSIDE").mkdir()
+    (source / "good" / "INSIDE" / "ct.nii.gz").symlink_to(source / "good" / "GOOD" / "ct.nii.gz")
     (source / "PAT" / "LINKED-FOLDER").symlink_to(outside)
     (source / "PAT" / "CIRCLE").symlink_to(source)
     taken = take_in(folder)

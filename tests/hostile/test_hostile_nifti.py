@@ -30,8 +30,8 @@ def inputs() -> dict[str, Mutant]:
 def folder(tmp_path_factory: pytest.TempPathFactory, inputs: dict[str, Mutant]) -> Path:
     """A source with one mutant per case."""
     folder = tmp_path_factory.mktemp("hostile")
-    for number, mutant in enumerate(inputs.values()):
-        path = folder / "source" / f"PAT{number}" / mutant.name / mutant.file
+    for mutant in inputs.values():
+        path = folder / "source" / "PAT" / mutant.name / mutant.file
         path.parent.mkdir(parents=True)
         path.write_bytes(mutant.data)
     return folder

@@ -115,11 +115,10 @@ def test_a_listing_gives_the_fingerprints_that_asking_for_each_object_gives(
     settings = Settings(**{**delivered.model_dump(), **key})
     store, policy = open_workspace(settings).source, Policy.of(settings)
     entries = ingest.list_entries(settings)
-    listed = arrivals.Listed.of(store, entries)
+    listed, nothing = arrivals.Listed.of(store, entries), arrivals.Known({}, {}, ())
     assert len(entries) == 7
     for entry in entries:
-        alone = arrivals.Arrival.of(entry, None, store, (), policy)
-        at_once = arrivals.Arrival.of(entry, None, listed, (), policy)
+        alone, at_once = (arrivals.Arrival.of(entry, nothing, one, policy) for one in (store, listed))
         assert at_once.fingerprint == alone.fingerprint
         assert at_once.parts.keys() == alone.parts.keys()
         assert str(at_once.problem) == str(alone.problem)

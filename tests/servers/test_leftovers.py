@@ -39,6 +39,7 @@ from retroln.steps.runs import Run
 from retroln.steps.workspace import Workspace, open_workspace
 from retroln.storage.open import open_store
 from tests.places import make_settings
+from tests.way import own_ct
 
 WORDS = {"reason": "letter of 3 May", "by": "Dr A"}
 PARTS: Mapping[str, tuple[str, ...]] = {
@@ -66,8 +67,9 @@ class Platform:
 
     def deliver(self, phantom: Phantom) -> None:
         source = open_store(self.settings.source_uri, self.settings)
-        volumes = {"ct": phantom.ct, "vertebrae": phantom.vertebrae, "mask": phantom.nodes}
         for case_id, parts in PARTS.items():
+            ct = own_ct(phantom.ct, f"PAT-{case_id[0]}")
+            volumes = {"ct": ct, "vertebrae": phantom.vertebrae, "mask": phantom.nodes}
             for name in parts:
                 path = self.folder / "made.nii.gz"
                 nifti.write_source(path, volumes[name])

@@ -29,7 +29,7 @@ from retroln.settings import Settings
 from retroln.steps import infer, landmark_review
 from retroln.steps.landmark_review import Point, Words
 from retroln.steps.workspace import open_workspace
-from tests.way import embedded, ingest_and_prepare, write_case
+from tests.way import embedded, ingest_and_prepare, own_ct, write_case
 
 WORDS = Words("Dr A", "counted from the ribs")
 L2 = 30
@@ -183,9 +183,8 @@ def _grid(settings: Settings) -> Grid:
 def _without_labels(settings: Settings) -> Settings:
     """The same platform with a second case, BARE, whose CT came alone."""
     source = Path(settings.source_uri.removeprefix("file://"))
-    bare = source / "P2" / "BARE"
-    bare.mkdir(parents=True)
-    (bare / "ct.nii.gz").write_bytes((source / "PAT" / "CASE" / "ct.nii.gz").read_bytes())
+    ct = nifti.read(source / "PAT" / "CASE" / "ct.nii.gz")
+    nifti.write_source(source / "P2" / "BARE" / "ct.nii.gz", own_ct(ct, "P2"))
     ingest_and_prepare(settings)
     return settings
 

@@ -38,7 +38,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["scan_id"], ["scans.id"], name=op.f("fk_identity_marks_scan_id")),
         sa.PrimaryKeyConstraint("scan_id", "kind", "value", name=op.f("pk_identity_marks")),
     )
-    op.create_index("ix_identity_marks_value", "identity_marks", ["kind", "value"], unique=False)
+    op.create_index("ix_identity_marks_value", "identity_marks", ["value"], unique=False)
     op.create_table(
         RULINGS,
         sa.Column("id", sa.Integer(), nullable=False),

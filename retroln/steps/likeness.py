@@ -1,0 +1,132 @@
+"""One image under two patients, one person under two ids: told by what they are, not by their names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from retroln.catalog.consent import WITHDRAWN
+from retroln.catalog.likeness import SAME_IMAGE, SAME_PERSON
+from retroln.catalog.records import Alike, Mark, ScanRecord
+from retroln.errors import InputError, UserError
+from retroln.imaging import nifti
+from retroln.imaging.likeness import sketch, slice_digests
+from retroln.imaging.volume import Volume
+from retroln.settings import Settings
+from retroln.steps.entry import CaseEntry
+from retroln.steps.workspace import Workspace, open_catalog, open_workspace
+
+_UIDS = {"object": "00080018", "series": "0020000E", "study": "0020000D"}
+_SAYS = {
+    "slice": "slices with the same voxels",
+    "object": "objects of the same SOPInstanceUID",
+    "series": "the SeriesInstanceUID",
+    "study": "the StudyInstanceUID",
+    "person": "the PatientID of the headers",
+}
+
+
+def marks_of(ct: Volume, record: Mapping[str, Any] | None, persons: Collection[str]) -> frozenset[Mark]:
+    """By what a scan is told again.
+
+    Args:
+        ct: the canonical CT in HU.
+        record: `series.json`, whose UIDs are keyed; None for a CT that came as NIfTI.
+        persons: keyed names of the person.
+    """
+    marks = {Mark("slice", digest) for digest in slice_digests(ct)}
+    marks |= {Mark("person", name) for name in persons}
+    for kind, tag in _UIDS.items():
+        uids = {
+            uid for one in (record or {}).get("instances", ()) for uid in one.get(tag, {}).get("Value", ())
+        }
+        marks |= {Mark(kind, uid) for uid in sketch(uids)}
+    return frozenset(marks)
+
+
+def alike_error(entry: CaseEntry, found: Alike) -> InputError:
+    """Why a case is not taken in: its image, or its person, is another patient's already."""
+    shared = ", ".join(f"{number} x {_SAYS[kind]}" for kind, number in found.shared.items())
+    if found.withdrawn:
+        return InputError(
+            f"the {found.what} is that of a patient who took back consent",
+            reason=WITHDRAWN,
+            file=entry.ct,
+            expected="no delivery of this patient, under whatever id",
+            got=f"{shared} in common with case {found.case_id}",
+            fix=f"delete it from the source; {_different(entry.case_id, found.case_id)}",
+        )
+    return InputError(
+        f"the same {found.what} is here as case {found.case_id} of another patient",
+        reason=SAME_IMAGE if found.same_image else SAME_PERSON,
+        file=entry.ct,
+        expected="every image and every person under one patient id",
+        got=f"patient {entry.patient_id} here, {found.patient_id} there, with {shared} in common",
+        fix=f"deliver both cases under one patient id, or one of them not at all;"
+        f" {_different(entry.case_id, found.case_id)}",
+    )
+
+
+def _different(case_id: str, other: str) -> str:
+    return f"if these are two people, `retroln review different {case_id} {other}`"
+
+
+def require_identified(settings: Settings) -> None:
+    """Raise `UserError` while scans of an older RetroLN cannot be told again under another patient's id."""
+    if number := len(open_catalog(settings).unmarked_scans()):
+        raise UserError(
+            f"{number} scans of an older RetroLN would not be told again under another patient's id",
+            expected="marks of identity for every scan",
+            got=f"none for {number}",
+            fix="run `retroln catalog identify` once",
+        )
+
+
+def identify(settings: Settings) -> dict[str, str]:
+    """Mark what an older RetroLN took in, oldest first, and hold what is another patient's already.
+
+    Of a CT that came as DICOM the PatientID is not kept, so a person is told by study and series alone.
+
+    Returns:
+        Reason of each case that is held now ("" for one that is not), by case id.
+    """
+    workspace, done = open_workspace(settings), {}
+    for scan in workspace.catalog.unmarked_scans():
+        found = workspace.catalog.mark_scan(scan.scan_id, _stored_marks(workspace, scan))
+        done[scan.case_id] = _hold(workspace, scan, found) if found else ""
+    return done
+
+
+def _stored_marks(workspace: Workspace, scan: ScanRecord) -> frozenset[Mark]:
+    with workspace.scratch() as folder:
+        workspace.store.get_file(str(scan.ct_key), folder / "ct.nii.gz")
+        ct = nifti.read(folder / "ct.nii.gz")
+    record = json.loads(workspace.store.get_bytes(scan.series_key)) if scan.series_key else None
+    persons = {scan.patient_id} if workspace.settings.identity == "pseudonym" else set()
+    return marks_of(ct, record, persons)
+
+
+def _hold(workspace: Workspace, scan: ScanRecord, found: Alike) -> str:
+    entry = CaseEntry(scan.case_id, scan.patient_id, scan.source_uri.get("ct", scan.case_id))
+    error = alike_error(entry, found)
+    workspace.catalog.quarantine(scan.scan_id, error.reason, str(error), None)
+    return error.reason
+
+
+def tell_apart(settings: Settings, case_ids: Sequence[str], reviewer: str, comment: str) -> list[str]:
+    """Write down that these cases are of different people, and take up those that were held for it.
+
+    Raises:
+        UserError: reviewer or comment is empty.
+        NotFoundError, ConflictError: as `Catalog.rule_different`.
+    """
+    if not (reviewer.strip() and comment.strip()):
+        raise UserError(
+            "a word on patients says who and why", got="an empty text", fix="give --reviewer and --comment"
+        )
+    catalog = open_workspace(settings).catalog
+    held = catalog.rule_different(case_ids, reviewer.strip(), comment.strip())
+    for case_id in held:
+        catalog.requeue(case_id)
+    return held
