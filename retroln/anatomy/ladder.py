@@ -8,7 +8,6 @@ import numpy as np
 
 from retroln.anatomy.levels import LUMBAR, Level, Vertebra
 from retroln.anatomy.plausibility import IMPLAUSIBLE, Facts, Problem, sound_levels
-from retroln.imaging.geometry import Grid
 
 Rung = Literal["l2", "interpolated_l1_l3", "extrapolated", "reviewer"]
 
@@ -93,27 +92,6 @@ def reference_of(vertebra: Vertebra) -> L2Reference:
             "correct the label map",
         ).error()
     return L2Reference(lo, hi, float(np.median(margins)), float(np.median(centres)))
-
-
-def reference_at(point_world_mm: tuple[float, float, float], grid: Grid) -> L2Reference:
-    """L2 as a person gave it: the middle of its front surface, in world mm.
-
-    Raises:
-        LandmarkError: `l2_unresolved`, the point lies outside the grid.
-    """
-    index = np.linalg.inv(grid.affine) @ [*point_world_mm, 1.0]
-    right, front, height = (float(x) for x in index[:3])
-    inside = all(-0.5 <= x <= n - 0.5 for x, n in zip(index[:3], grid.shape, strict=True))
-    if not inside:
-        low, high = grid.corners_world_mm().min(0), grid.corners_world_mm().max(0)
-        raise Problem(
-            "l2_unresolved",
-            "the point given for L2 lies outside the scan",
-            f"world mm between {low.round().tolist()} and {high.round().tolist()}",
-            f"{list(point_world_mm)}",
-            "read the point in RAS+ world mm, as a NIfTI viewer shows it",
-        ).error()
-    return L2Reference(height, height, front, right)
 
 
 def _steps_below_l2(level: Level) -> int:

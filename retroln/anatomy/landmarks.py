@@ -10,10 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
-
+from retroln.anatomy.by_hand import Extent, GivenExtent, given_extent, reference_at, require_at_labelled_l2
 from retroln.anatomy.confidence import confidence
-from retroln.anatomy.ladder import L2Reference, Rung, Step, climb, reference_at, reference_of
+from retroln.anatomy.ladder import L2Reference, Rung, Step, climb, reference_of
 from retroln.anatomy.level_facts import measure, record
 from retroln.anatomy.levels import REGION_LEVELS, Level
 from retroln.anatomy.numbering import Numbering, numbering
@@ -21,12 +20,9 @@ from retroln.anatomy.on_bone import BoneContrast, bone_contrast, off_bone
 from retroln.anatomy.plausibility import FRAGMENT_SHARE_NOTED, Facts, Problem, problems, sound_levels
 from retroln.anatomy.vertebrae import Vertebrae
 from retroln.errors import LandmarkError
-from retroln.imaging.geometry import Grid
 from retroln.imaging.volume import Volume
 
 __all__ = ["Account", "Assessment", "L2Reference", "Ruling", "account_of", "assess", "reference_of"]
-
-Extent = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -35,6 +31,7 @@ class Ruling:
 
     Attributes:
         reviewer: who, as stated.
+        comment: why, as stated.
         accepted: the levels count as labelled, whatever the checks say.
         l2_world_mm: the middle of L2's front surface; None takes it from the labels.
         extent_world_mm: heights (superior coordinate) of the lower end of L5 and the upper end of T12; None
@@ -42,6 +39,7 @@ class Ruling:
     """
 
     reviewer: str
+    comment: str = ""
     accepted: bool = False
     l2_world_mm: tuple[float, float, float] | None = None
     extent_world_mm: Extent | None = None
@@ -75,7 +73,8 @@ class Assessment(Account):
         rung: step of the ladder that gave L2.
         l2: the reference for the region.
         levels: T12-L5 levels that span the region, top to bottom; none where a person gave the extent.
-        extent: lowest slice and slice above the highest, RAS+ voxels, where a person gave them.
+        extent: lowest slice and slice above the highest, RAS+ voxels, where a person gave them; they may lie
+            outside the scan.
     """
 
     vertebrae: Vertebrae
@@ -199,14 +198,14 @@ def _with_given_l2(found: _Found, ruling: Ruling) -> Assessment:
     """L2 where a person put it; the levels give the extent unless the person did.
 
     Raises:
-        LandmarkError: `l2_unresolved`, the point or the extent lies outside the scan, or no extent was
-            given and the labelled levels have none that can be trusted.
+        LandmarkError: `l2_unresolved`, the point lies outside the scan, no T12-L5 lies as the extent says, or
+            none was given and the labelled levels have none that can be trusted.
     """
     assert ruling.l2_world_mm
     grid = found.vertebrae.grid
     step = Step("reviewer", reference_at(ruling.l2_world_mm, grid), ())
     if ruling.extent_world_mm:
-        extent = _extent_slices(ruling.l2_world_mm, ruling.extent_world_mm, grid)
+        extent = given_extent(ruling.l2_world_mm, ruling.extent_world_mm, grid)
         return _assessment(found, step, (), ruling, extent)
     if troubles := [trouble for trouble in found.problems() if not _overruled(trouble, ruling)]:
         raise Problem(
@@ -216,27 +215,9 @@ def _with_given_l2(found: _Found, ruling: Ruling) -> Assessment:
             troubles[0].what,
             "give the extent as well (--extent BOTTOM,TOP in world mm)",
         ).error()
+    require_at_labelled_l2(step.l2, found.facts)
     levels = tuple(level for level in REGION_LEVELS if level in found.sound)
     return _assessment(found, step, levels, ruling)
-
-
-def _extent_slices(
-    l2_world_mm: tuple[float, float, float], extent_world_mm: Extent, grid: Grid
-) -> tuple[int, int]:
-    """Slices at L2's place between two heights, clamped to the scan."""
-    x, y, _ = l2_world_mm
-    ends = [np.linalg.inv(grid.affine) @ [x, y, z, 1.0] for z in extent_world_mm]
-    low, high = sorted(float(end[2]) for end in ends)
-    slices = max(round(low), 0), min(round(high) + 1, grid.shape[2])
-    if slices[0] >= slices[1]:
-        raise Problem(
-            "l2_unresolved",
-            "the extent given for T12-L5 lies outside the scan",
-            "two heights within the scan",
-            f"{extent_world_mm[0]:g} and {extent_world_mm[1]:g} mm",
-            "read the heights in RAS+ world mm, as a NIfTI viewer shows them",
-        ).error()
-    return slices
 
 
 def _assessment(
@@ -244,12 +225,13 @@ def _assessment(
     step: Step,
     levels: tuple[Level, ...],
     ruling: Ruling | None,
-    extent: tuple[int, int] | None = None,
+    extent: GivenExtent | None = None,
 ) -> Assessment:
-    findings = (*_observations(found), *_terms(found, step, ruling))
+    seen = _beyond(extent) if extent else _observations(found)
+    findings = (*seen, *_terms(found, step, ruling))
     return Assessment(
         findings=findings,
-        truncated=() if extent else _truncated(found.facts, levels),
+        truncated=tuple(extent.beyond) if extent else _truncated(found.facts, levels),
         anchored=found.numbering.anchored or ruling is not None,
         confidence=confidence(findings),
         per_level=_per_level(found),
@@ -257,8 +239,14 @@ def _assessment(
         rung=step.rung,
         l2=step.l2,
         levels=levels,
-        extent=extent,
+        extent=extent.slices if extent else None,
     )
+
+
+def _beyond(extent: GivenExtent) -> Iterator[str]:
+    """What a person's extent says in place of the labels."""
+    for level, border in extent.beyond.items():
+        yield f"cut: {level} reaches beyond the {border} border, by the extent that was given"
 
 
 def _truncated(facts: Facts, levels: tuple[Level, ...]) -> tuple[Level, ...]:
@@ -298,7 +286,9 @@ def _terms(found: _Found, step: Step, ruling: Ruling | None) -> Iterator[str]:
         if not found.numbering.anchored:
             yield "unanchored: neither a sacral S1 nor ribs confirm the numbering"
         return
-    if ruling.l2_world_mm:
+    if ruling.extent_world_mm:
+        yield f"reviewed: L2 and the ends of T12-L5 were placed by {ruling.reviewer}"
+    elif ruling.l2_world_mm:
         yield f"reviewed: L2 was placed by {ruling.reviewer}"
     elif ruling.accepted:
         yield f"reviewed: the landmarks were accepted by {ruling.reviewer}"
@@ -306,6 +296,11 @@ def _terms(found: _Found, step: Step, ruling: Ruling | None) -> Iterator[str]:
         yield f"reviewed: the label map was corrected by {ruling.reviewer}"
     for trouble in found.problems():
         yield f"accepted: {trouble.what} ({trouble.got})"
+    if ruling.accepted:
+        try:
+            climb(found.facts)
+        except LandmarkError as error:
+            yield f"accepted: {error.what} ({error.got})"
 
 
 def _per_level(found: _Found) -> dict[str, dict[str, Any]]:

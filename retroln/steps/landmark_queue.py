@@ -31,6 +31,7 @@ def ruling_of(word: LandmarkReviewRecord | None) -> landmarks.Ruling | None:
         return None
     return landmarks.Ruling(
         reviewer=word.reviewer,
+        comment=word.comment,
         accepted=word.action == "accept",
         l2_world_mm=word.l2_world_mm,
         extent_world_mm=word.extent_world_mm,

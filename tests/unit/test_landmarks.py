@@ -255,8 +255,9 @@ def test_acceptance_lets_an_implausible_spine_pass_and_says_so() -> None:
 
 
 def test_acceptance_takes_a_cut_l2_as_labelled() -> None:
-    cut = _cropped(26, 50)
-    assert assess(cut, unanchored="review", ruling=Ruling("Dr A", accepted=True)).rung == "l2"
+    found = assess(_cropped(26, 50), unanchored="review", ruling=Ruling("Dr A", accepted=True))
+    assert found.rung == "l2"
+    assert found.findings[-1].startswith("accepted: L2 cannot be used and fewer than two other lumbar levels")
 
 
 @pytest.mark.parametrize("levels", [(), (Level.T11, Level.T12), (Level.L4,)])
@@ -290,23 +291,85 @@ def test_l2_and_extent_by_hand_need_no_label_at_all() -> None:
     bottom, top = (float(empty.grid.world_mm(np.array([0, 0, k]))[2]) for k in (12, 74))
     with pytest.raises(LandmarkError, match="--extent"):
         assess(empty, unanchored="accept", ruling=Ruling("Dr A", l2_world_mm=(x, y, z)))
-    for extent in ((bottom, top), (top, bottom)):
-        ruling = Ruling("Dr A", l2_world_mm=(x, y, z), extent_world_mm=extent)
-        found = assess(empty, unanchored="review", ruling=ruling)
-        assert (found.slices, found.levels, found.anchored) == ((12, 75), (), True)
+    ruling = Ruling("Dr A", l2_world_mm=(x, y, z), extent_world_mm=(bottom, top))
+    found = assess(empty, unanchored="review", ruling=ruling)
+    assert (found.slices, found.levels, found.anchored) == ((12, 75), (), True)
+    assert found.truncated == ()
+    assert found.findings[0] == "reviewed: L2 and the ends of T12-L5 were placed by Dr A"
 
 
 @pytest.mark.parametrize(
-    "ruling",
+    ("slices", "truncated"),
     [
-        Ruling("Dr A", l2_world_mm=(900.0, 0.0, 165.0)),
-        Ruling("Dr A", l2_world_mm=(18.0, 22.0, 165.0), extent_world_mm=(900.0, 950.0)),
+        ((0, 74), ()),
+        ((-1, 74), ("L5",)),  # a single slice too few
+        ((-27, 74), ("L4", "L5")),  # levels of 22 slices: L5 from -27, L4 from -6, L3 from 16
+        ((12, 89), ()),
+        ((12, 90), ("T12",)),
+        ((-10, 92), ("T12", "L5")),
     ],
 )
-def test_a_point_outside_the_scan_is_refused(ruling: Ruling) -> None:
-    with pytest.raises(LandmarkError, match="outside the scan") as caught:
+def test_an_extent_beyond_the_scan_is_kept_and_says_which_levels_are_lost(
+    slices: tuple[int, int], truncated: tuple[str, ...]
+) -> None:
+    """The blocks' own labels reach from slice 12 to 74; what a person gave counts in their place."""
+    whole = spine()
+    x, y, z = whole.grid.world_mm(np.array([29.5, 18, 48.5]))
+    bottom, top = (float(whole.grid.world_mm(np.array([0, 0, k]))[2]) for k in slices)
+    ruling = Ruling("Dr A", l2_world_mm=(x, y, z), extent_world_mm=(bottom, top))
+    found = assess(whole, unanchored="review", ruling=ruling)
+    assert found.slices == (slices[0], slices[1] + 1)
+    assert found.truncated == truncated
+    borders = {"T12": "superior", "L4": "inferior", "L5": "inferior"}
+    assert found.findings[: len(truncated)] == tuple(
+        f"cut: {level} reaches beyond the {borders[level]} border, by the extent that was given"
+        for level in truncated
+    )
+
+
+@pytest.mark.parametrize(
+    ("extent", "got"),
+    [
+        ((242.0, 56.0), "242 and 56 mm"),
+        ((float("nan"), 242.0), "nan and 242 mm"),
+        ((56.0, float("inf")), "inf mm"),
+        ((140.0, 190.0), "50 mm, from 140 to 190 mm"),
+        ((-200.0, 242.0), "442 mm"),
+        ((900.0, 1100.0), "467%: L2 at 165.5 mm"),
+        ((-60.0, 170.0), "2%: L2 at 165.5 mm"),
+        ((150.0, 350.0), "92%: L2 at 165.5 mm"),
+    ],
+)
+def test_an_extent_that_no_spine_has_is_refused(extent: tuple[float, float], got: str) -> None:
+    ruling = Ruling("Dr A", l2_world_mm=(18.0, 22.0, 165.5), extent_world_mm=extent)
+    with pytest.raises(LandmarkError) as caught:
         assess(spine(), unanchored="accept", ruling=ruling)
     assert caught.value.reason == "l2_unresolved"
+    assert got in str(caught.value.got)
+    assert caught.value.expected and "RAS+ world mm" in str(caught.value.fix)
+
+
+def test_a_point_outside_the_scan_is_refused() -> None:
+    with pytest.raises(LandmarkError, match="outside the scan") as caught:
+        assess(spine(), unanchored="accept", ruling=Ruling("Dr A", l2_world_mm=(900.0, 0.0, 165.0)))
+    assert caught.value.reason == "l2_unresolved"
+
+
+@pytest.mark.parametrize("without", [(), (Level.L2,)])
+def test_labels_that_have_another_level_where_l2_was_placed_give_no_extent(
+    without: tuple[Level, ...],
+) -> None:
+    """One level is 11 slices; a point may lie up to half of it beside the middle of what is called L2."""
+    labelled = spine(_without(*without))
+    for slices, refused in ((-11, True), (-6, True), (-5, False), (0, False), (5, False), (11, True)):
+        point = tuple(labelled.grid.world_mm(np.array([29.5, 18, 48.5 + slices])))
+        ruling = Ruling("Dr A", l2_world_mm=point)
+        if not refused:
+            assert assess(labelled, unanchored="accept", ruling=ruling).slices == (12, 75)
+            continue
+        with pytest.raises(LandmarkError, match="--extent") as caught:
+            assess(labelled, unanchored="accept", ruling=ruling)
+        assert f"{abs(slices) / 11:.1f} vertebrae {'above' if slices > 0 else 'below'}" in str(caught.value)
 
 
 def test_the_account_of_a_refused_spine_keeps_every_number() -> None:

@@ -9,7 +9,7 @@ import pytest
 from spine import grid_ras, reoriented, spine, spine_labels
 
 from retroln.anatomy import roi
-from retroln.anatomy.landmarks import Assessment, L2Reference, assess
+from retroln.anatomy.landmarks import Assessment, L2Reference, Ruling, assess
 from retroln.anatomy.vertebrae import LEVEL_ORDER, Level, Vertebrae
 from retroln.errors import InputError, LandmarkError
 from retroln.imaging.geometry import Grid, VoxelBox
@@ -80,6 +80,20 @@ def test_clamped_sides_are_named(cut: tuple[slice, slice], sides: tuple[str, ...
     found = _located(spine(labels))
     assert found.clamped_sides == sides
     assert found.box == found.unclamped.clamp(labels.shape)
+
+
+def test_an_extent_given_beyond_the_scan_is_clamped_and_said() -> None:
+    whole = spine()
+    x, y, z, low, high = (
+        *map(float, whole.grid.world_mm(np.array([29.5, 18, 48.5]))),
+        *(float(whole.grid.world_mm(np.array([0, 0, k]))[2]) for k in (-10, 92)),
+    )
+    ruling = Ruling("Dr A", l2_world_mm=(x, y, z), extent_world_mm=(low, high))
+    found = roi.locate(whole, assess(whole, unanchored="accept", ruling=ruling), RoiSpec())
+    assert found.unclamped == VoxelBox((11, 10, -10), (49, 57, 93))
+    assert found.box == VoxelBox((11, 10, 0), (49, 57, 90))
+    assert found.clamped_sides == ("inferior", "superior")
+    assert roi.from_json(roi.to_json(found)).unclamped == found.unclamped
 
 
 def test_box_beside_the_scan_is_refused() -> None:

@@ -1,0 +1,151 @@
+"""L2 and the reach of T12-L5 as a person gave them in world mm: what is believed, and what the scan misses.
+
+Measured here means on the spines of `plausibility`, T12-L5 with arches: 187 to 224 mm from end to end.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from retroln.anatomy.ladder import L2Reference, climb
+from retroln.anatomy.levels import REGION_LEVELS, Level
+from retroln.anatomy.plausibility import Facts, Problem, sound_levels
+from retroln.errors import LandmarkError
+from retroln.imaging.geometry import Grid
+
+Point = tuple[float, float, float]
+Extent = tuple[float, float]
+
+# L1-L5 is 7 cm long in a newborn and 16 cm in a grown man (Canavese and Dimeglio, World J Orthop 2013,
+# doi 10.5312/wjo.v4.i4.167), and T12-L5 with its arches measured here up to 1.4 times that. The tallest man
+# on record was 1.55 times as tall as an adult.
+EXTENT_MM = (60.0, 350.0)
+# From the upper end of T12 down to the middle of L2's front, over the whole; measured here 0.36 to 0.41.
+L2_SHARE = (0.2, 0.6)
+
+_FIX = "read the heights in RAS+ world mm, as a NIfTI viewer shows them: they grow towards the head"
+_L2_PLACE = REGION_LEVELS.index(Level.L2)
+_TOLERANCE = 1e-6
+
+
+class GivenExtent(NamedTuple):
+    """T12-L5 between two heights.
+
+    Attributes:
+        slices: lowest slice and the one above the highest, RAS+ voxels; they may lie outside the scan.
+        beyond: the border that cuts a level, or that it lies beyond; only levels that the scan does not hold
+            whole, top to bottom.
+    """
+
+    slices: tuple[int, int]
+    beyond: dict[Level, str]
+
+
+def reference_at(point_world_mm: Point, grid: Grid) -> L2Reference:
+    """L2 as a person gave it: the middle of its front surface, in world mm.
+
+    Raises:
+        LandmarkError: `l2_unresolved`, the point lies outside the grid.
+    """
+    index = np.linalg.inv(grid.affine) @ [*point_world_mm, 1.0]
+    right, front, height = (float(x) for x in index[:3])
+    inside = all(-0.5 <= x <= n - 0.5 for x, n in zip(index[:3], grid.shape, strict=True))
+    if not inside:
+        low, high = grid.corners_world_mm().min(0), grid.corners_world_mm().max(0)
+        raise Problem(
+            "l2_unresolved",
+            "the point given for L2 lies outside the scan",
+            f"world mm between {low.round().tolist()} and {high.round().tolist()}",
+            f"{list(point_world_mm)}",
+            "read the point in RAS+ world mm, as a NIfTI viewer shows it",
+        ).error()
+    return L2Reference(height, height, front, right)
+
+
+def given_extent(l2_world_mm: Point, extent_world_mm: Extent, grid: Grid) -> GivenExtent:
+    """Slices at L2's place between two heights, also where these lie outside the scan.
+
+    Raises:
+        LandmarkError: `l2_unresolved`, no T12-L5 lies between these heights (`EXTENT_MM`, `L2_SHARE`).
+    """
+    _require_human(l2_world_mm[2], extent_world_mm)
+    x, y, _ = l2_world_mm
+    heights_mm = (extent_world_mm[0], l2_world_mm[2], extent_world_mm[1])
+    to_voxel = np.linalg.inv(grid.affine)
+    low, l2, high = (float((to_voxel @ [x, y, z, 1.0])[2]) for z in heights_mm)
+    slices = round(low), round(high) + 1
+    return GivenExtent(slices, _beyond(l2, slices, grid.shape[2]))
+
+
+def require_at_labelled_l2(reference: L2Reference, facts: Facts) -> None:
+    """Raise `LandmarkError` (`l2_unresolved`) where the labels have another level at the height given for L2.
+
+    Their names are then off, and so are the ends of what they call T12-L5. Labels that cannot say where L2 is
+    contradict nothing.
+    """
+    levels = [level for level in REGION_LEVELS if level in sound_levels(facts)]
+    try:
+        labelled = climb(facts).l2
+    except LandmarkError:
+        return
+    if len(levels) < 2:
+        return
+    first, last = (facts[level].vertebra.centroid_index()[2] for level in (levels[0], levels[-1]))
+    step = (first - last) / (REGION_LEVELS.index(levels[-1]) - REGION_LEVELS.index(levels[0]))
+    off = (reference.lo - (labelled.lo + labelled.hi) / 2) / step
+    if abs(off) > 0.5:
+        raise Problem(
+            "l2_unresolved",
+            "L2 was placed where the labels have another level, so they cannot say how far T12-L5 reach",
+            "a point within half a vertebra of what they call L2, or an extent given by hand",
+            f"{abs(off):.1f} vertebrae {'above' if off > 0 else 'below'} it",
+            "give the extent as well (--extent BOTTOM,TOP in world mm), or check the point",
+        ).error()
+
+
+def _require_human(l2_mm: float, extent_mm: Extent) -> None:
+    """NaN is refused like any other height that cannot be."""
+    bottom, top = extent_mm
+    if not bottom < top:
+        raise _refused(
+            "the extent given for T12-L5 does not run from bottom to top",
+            "BOTTOM, the lower end of L5, below TOP, the upper end of T12",
+            f"{bottom:g} and {top:g} mm",
+        )
+    if not EXTENT_MM[0] <= top - bottom <= EXTENT_MM[1]:
+        raise _refused(
+            "no T12-L5 is as long as the extent that was given",
+            f"{EXTENT_MM[0]:g} to {EXTENT_MM[1]:g} mm",
+            f"{top - bottom:.0f} mm, from {bottom:g} to {top:g} mm",
+        )
+    share = (top - l2_mm) / (top - bottom)
+    if not L2_SHARE[0] <= share <= L2_SHARE[1]:
+        raise _refused(
+            "L2 does not lie in the extent given for T12-L5 as in any spine",
+            f"L2 {L2_SHARE[0]:.0%} to {L2_SHARE[1]:.0%} of the way down from TOP to BOTTOM",
+            f"{share:.0%}: L2 at {l2_mm:g} mm, the extent from {bottom:g} to {top:g} mm",
+        )
+
+
+def _refused(what: str, expected: str, got: str) -> LandmarkError:
+    return Problem("l2_unresolved", what, expected, got, _FIX).error()
+
+
+def _beyond(l2: float, slices: tuple[int, int], count: int) -> dict[Level, str]:
+    """Levels that a scan of `count` slices does not hold whole.
+
+    Levels on one side of L2's middle are taken as equally high; on the spines measured here that puts their
+    ends at most 15 mm beside their place.
+    """
+    place = {level: i - _L2_PLACE + 0.5 for i, level in enumerate(REGION_LEVELS)}
+    below = (l2 - (slices[0] - 0.5)) / place[REGION_LEVELS[-1]]
+    above = (slices[1] - 0.5 - l2) / (1 - place[REGION_LEVELS[0]])
+    found: dict[Level, str] = {}
+    for level, steps in place.items():
+        if steps <= 0.5 and l2 + (1 - steps) * above > count - 0.5 + _TOLERANCE:
+            found[level] = "superior"
+        elif steps >= 0.5 and l2 - steps * below < -0.5 - _TOLERANCE:
+            found[level] = "inferior"
+    return found
