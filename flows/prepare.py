@@ -15,6 +15,8 @@ from tasks import stages
 from tasks.held import show_held
 from tasks.policy import settings_in_use
 
+_SENTENCES = 30  # a run's page is to be read; `retroln status CASE` has the rest
+
 
 @flow(name="prepare", flow_run_name="prepare", timeout_seconds=DAY_S)
 def prepare(shard_size: Size = 0, again: bool = False, dask_address: str = "") -> State[Accounting]:
@@ -36,7 +38,7 @@ def prepare(shard_size: Size = 0, again: bool = False, dask_address: str = "") -
             run, backlog, task=stages.prepare_shard, stage="prepare", size=size, dask_address=dask_address
         )
         show_held(settings, run.run_id)
-        return settle(run, "prepare", backlog)
+        return settle(run, "prepare", backlog, step.said_of(settings, run.run_id)[:_SENTENCES])
 
 
 def _usual_size(settings: Settings) -> int:

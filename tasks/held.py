@@ -11,6 +11,7 @@ from retroln.catalog.accounting import CaseOutcome, Outcome
 from retroln.catalog.landmark_reviews import LANDMARK_REASONS
 from retroln.catalog.records import LandmarksRecord
 from retroln.errors import NotFoundError
+from retroln.report.cautions import cautions
 from retroln.settings import Settings
 from retroln.steps.workspace import Workspace, open_workspace
 from tasks.artifacts import show_text
@@ -52,7 +53,7 @@ def _lines(workspace: Workspace, outcome: CaseOutcome) -> Iterator[str]:
         yield from _picture(workspace, found)
         yield _trust(found)
         yield "\n".join(_table(found.levels))
-        yield "\n".join(f"- {finding}" for finding in found.findings)
+        yield "\n".join(f"- {sentence}" for sentence in cautions(found))
     yield "When you have looked at it, in a shell on the machine of the platform:"
     words = '--reviewer "who" --comment "why"'
     yield "\n".join(

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 from retroln.catalog.claims import require_claim
 from retroln.catalog.consent import require_consent
 from retroln.catalog.database import Database
-from retroln.catalog.models import Crop, Dataset, DatasetMember, Landmarks, Roi, Scan
+from retroln.catalog.models import CaseEvent, Crop, Dataset, DatasetMember, Landmarks, Roi, Scan
 from retroln.catalog.records import (
     CropDraft,
     CropRecord,
@@ -99,6 +99,28 @@ class PreparationQueries:
             if found := landmarks_or_none(session, scan_id):
                 return found
         raise NotFoundError(f"scan {scan_id} has no landmarks", fix="run `retroln prepare`")
+
+    def prepared_by(self, run_id: int) -> list[tuple[str, LandmarksRecord, tuple[str, ...]]]:
+        """Case id, landmarks and clamped sides of every scan that a run prepared, in case order."""
+        statement = (
+            select(Scan.case_id, Landmarks, Roi.clamped_sides)
+            .join(Landmarks, Landmarks.scan_id == Scan.id)
+            .join(Roi, Roi.scan_id == Scan.id)
+            .where(
+                Scan.state == ScanState.PREPARED,
+                Scan.id.in_(
+                    select(CaseEvent.scan_id).where(
+                        CaseEvent.run_id == run_id, CaseEvent.to_state == ScanState.PREPARED
+                    )
+                ),
+            )
+            .order_by(Scan.case_id)
+        )
+        with self._database.reading() as session:
+            rows = session.execute(statement).tuples()
+            return [
+                (case_id, record_of(LandmarksRecord, found), tuple(sides)) for case_id, found, sides in rows
+            ]
 
     def labelled_prepared(self) -> list[tuple[ScanRecord, CropRecord]]:
         """Prepared scans whose crop has a node mask, in case order."""

@@ -461,6 +461,12 @@ class CaseHistory:
     nodes: tuple[NodeRecord, ...]
     datasets: tuple[str, ...]
 
+    @property
+    def clamped_sides(self) -> tuple[str, ...]:
+        """Sides where the field of view ends before the region; () for landmarks that hold the case back."""
+        used = self.landmarks is not None and self.landmarks.rung != "none"
+        return self.crop.clamped_sides if self.crop and used else ()
+
 
 def record_of(kind: type[Record], *rows: Any, **named: Any) -> Record:
     """A record filled from `named`, else from the first row that has the field; lists become tuples."""

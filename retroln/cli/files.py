@@ -8,11 +8,27 @@ from typing import Any, get_args
 
 import click
 
+from retroln.cli.acceptance import accept_landmarks, reviewer, words_of
 from retroln.settings import Hu, LabelScheme
 
 _path = click.Path(path_type=Path)
-_OF_ONE_CASE = ("ct", "vertebrae", "mask", "case_id")
-_OF_A_FOLDER = ("input_dir", "vertebrae_dir", "mask_dir", "processes", "limit", "pattern")
+_OF_ONE_CASE = {
+    "ct": "--ct",
+    "vertebrae": "--vertebrae",
+    "mask": "--mask",
+    "case_id": "--case-id",
+    "comment": "--accept-landmarks",
+    "reviewer": "--reviewer",
+}
+_OF_A_FOLDER = {
+    "input_dir": "--input-dir",
+    "vertebrae_dir": "--vertebrae-dir",
+    "mask_dir": "--mask-dir",
+    "processes": "--processes",
+    "limit": "--limit",
+    "pattern": "--pattern",
+    "accepted": "--accepted",
+}
 
 
 @click.command()
@@ -26,6 +42,13 @@ _OF_A_FOLDER = ("input_dir", "vertebrae_dir", "mask_dir", "processes", "limit", 
 @click.option("--processes", type=click.IntRange(1), help="A folder: cases at the same time.  [default: 1]")
 @click.option("--limit", type=click.IntRange(1), help="A folder: only the first so many cases.")
 @click.option("--pattern", help="A folder: only CTs whose names match, e.g. 'LN_*'.  [default: *]")
+@accept_landmarks
+@reviewer
+@click.option(
+    "--accepted",
+    type=_path,
+    help="A folder: CSV case_id,reviewer,comment of cases whose landmarks count as labelled.",
+)
 @click.option(
     "--output-dir",
     type=_path,
@@ -73,8 +96,8 @@ def _is_folder(given: dict[str, Any]) -> bool:
     Raises:
         click.UsageError: of both, or one that is not complete.
     """
-    one = [f"--{name.replace('_', '-')}" for name in _OF_ONE_CASE if name in given]
-    folder = [f"--{name.replace('_', '-')}" for name in _OF_A_FOLDER if name in given]
+    one = [option for name, option in _OF_ONE_CASE.items() if name in given]
+    folder = [option for name, option in _OF_A_FOLDER.items() if name in given]
     if one and folder:
         raise click.UsageError(f"{', '.join(one)} are of one case, {', '.join(folder)} of a folder")
     needed = ("input_dir", "vertebrae_dir") if folder else ("ct", "vertebrae")
@@ -91,6 +114,7 @@ def _crop_folder(
     input_dir: Path,
     vertebrae_dir: Path,
     mask_dir: Path | None = None,
+    accepted: Path | None = None,
     **how: Any,
 ) -> None:
     from retroln.cli.folders import checked_pattern, work_through
@@ -98,14 +122,15 @@ def _crop_folder(
 
     tool = CropTool(output_dir, **options)
     pattern = checked_pattern(how.get("pattern", "*"))
-    cases = tool.list_cases(input_dir, vertebrae_dir, mask_dir, pattern)
+    cases = tool.list_cases(input_dir, vertebrae_dir, mask_dir, pattern, accepted)
     work_through(tool, cases, processes=how.get("processes", 1), limit=how.get("limit"))
 
 
 def _crop_one(output_dir: Path, options: dict[str, Any], ct: Path, vertebrae: Path, **rest: Any) -> None:
     from retroln.steps.files import crop_files
 
-    report = crop_files(ct, vertebrae, output_dir, **rest, **options)
+    words = words_of(rest.pop("reviewer", None), rest.pop("comment", None))
+    report = crop_files(ct, vertebrae, output_dir, words=words, **rest, **options)
     _show(report.record, report.roi)
 
 
@@ -122,21 +147,16 @@ def paste(crop_file: Path, roi_file: Path, output: Path) -> None:
 
 
 def _show(record: dict[str, object], roi_file: Path) -> None:
+    from retroln.report.cautions import recorded_cautions
+
     box = record["box_voxel"]
     assert isinstance(box, dict)
     click.echo(f"{record['case_id']}: voxels {box['start']} to {box['stop']} (RAS+), L2 by {record['rung']}")
-    if record["clamped_sides"]:
-        click.echo(f"  clamped to the field of view: {', '.join(map(str, _items(record['clamped_sides'])))}")
-    for finding in _items(record["findings"]):
-        click.echo(f"  {finding}")
+    for sentence in recorded_cautions(record):
+        click.echo(f"  {sentence}")
     inside = record["containment"]
     if isinstance(inside, dict):
         click.echo(f"  node voxels inside: {inside['inside_voxels']} of {inside['total_voxels']}")
     else:
         click.echo("  no node mask given")
     click.echo(f"-> {roi_file}")
-
-
-def _items(value: object) -> list[object]:
-    assert isinstance(value, list)
-    return value

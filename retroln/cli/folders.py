@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections import defaultdict
-from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 import click
@@ -65,12 +63,13 @@ def _warn(text: str) -> None:
 def _tell_report(report: Report, command: str) -> None:
     from rich.console import Console
 
-    from retroln.report.terminal import count_table, stage_table
+    from retroln.report.cautions import by_sentence, recorded_cautions
+    from retroln.report.terminal import stage_table
 
-    console = Console()
-    console.print(stage_table({command: report.accounting}, "Cases"))
-    if remarks := _remarks(report.entries):
-        console.print(count_table(remarks, "Remarks on cases that are done", ("remark", "cases", "which")))
+    Console().print(stage_table({command: report.accounting}, "Cases"))
+    usable = [entry for entry in report.entries if entry.outcome in (Outcome.DONE, Outcome.SKIPPED)]
+    for line in by_sentence((entry.case_id, recorded_cautions(entry.facts)) for entry in usable):
+        click.echo(line)
     for entry in report.entries:
         _tell_case(entry)
     click.echo(f"{sentence(report.accounting)} -> {report.summary}")
@@ -83,18 +82,3 @@ def _tell_case(entry: Entry) -> None:
     elif nodes and nodes["inside_voxels"] < nodes["total_voxels"]:
         inside, total = nodes["inside_voxels"], nodes["total_voxels"]
         click.echo(f"{entry.case_id}: only {inside} of {total} node voxels lie inside the region")
-
-
-def _remarks(entries: Sequence[Entry]) -> dict[str, list[str]]:
-    """Case ids by what was noticed about cases that passed."""
-    found = defaultdict(list)
-    for entry in entries:
-        if entry.outcome in (Outcome.DONE, Outcome.SKIPPED):
-            for code in _codes(entry):
-                found[code].append(entry.case_id)
-    return dict(sorted(found.items()))
-
-
-def _codes(entry: Entry) -> set[str]:
-    codes = {finding.split(":")[0] for finding in entry.facts.get("findings", ())}
-    return codes | ({"clamped"} if entry.facts.get("clamped_sides") else set())

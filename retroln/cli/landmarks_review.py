@@ -13,6 +13,7 @@ import click
 
 from retroln.files import write_bytes
 from retroln.settings import LabelScheme, Settings
+from retroln.steps.words import Words
 
 if TYPE_CHECKING:
     from retroln.steps.landmark_review import Ruled
@@ -71,8 +72,8 @@ def show(case: str, picture: Path | None) -> None:
     if found := seen.landmarks:
         trust = "" if found.confidence is None else f", confidence {found.confidence:.2f}"
         click.echo(f"rung {found.rung}, {'anchored' if found.anchored else 'not anchored'}{trust}")
-        for finding in found.findings:
-            click.echo(f"  {finding}")
+        for sentence in seen.cautions:
+            click.echo(f"  {sentence}")
         Console().print(level_table(found.levels))
     if seen.words:
         Console().print(word_table(seen.words))
@@ -87,7 +88,7 @@ def accept(case: str, reviewer: str, comment: str) -> None:
     """Let the landmarks of CASE count as they are labelled."""
     from retroln.steps import landmark_review as step
 
-    _tell(step.accept(Settings(), case, step.Words(reviewer, comment)))
+    _tell(step.accept(Settings(), case, Words(reviewer, comment)))
 
 
 def _numbers(
@@ -151,7 +152,7 @@ def correct(
 
     if (vertebrae is None) == (l2_world_mm is None) or (extent_world_mm and not l2_world_mm):
         raise click.UsageError("give either --vertebrae, or --l2 (with --extent where it is needed)")
-    settings, words = Settings(), step.Words(reviewer, comment)
+    settings, words = Settings(), Words(reviewer, comment)
     if l2_world_mm:
         _tell(step.correct_by_point(settings, case, words, step.Point(l2_world_mm, extent_world_mm)))
     elif vertebrae:
@@ -160,6 +161,8 @@ def correct(
 
 def _tell(ruled: Ruled) -> None:
     click.echo(f"{ruled.word.case_id}: noted as number {ruled.word.review_id}; prepare takes the case up")
+    for sentence in ruled.cautions:
+        click.echo(f"  {sentence}")
     if ruled.still_held:
         click.echo(f"it will be held again: {ruled.still_held}")
 

@@ -44,7 +44,7 @@ def prepare(limit: int | None, again: bool) -> None:
     run = runs.Run.begin(settings, "prepare", {"limit": limit})
     with run, progress("prepare", len(left)) as tell:
         step.prepare(settings, left, run_id=run.run_id, owner=this_process(), on_outcome=tell)
-        _settle(run, backlog, limit)
+        _settle(run, backlog, limit, step.said_of(settings, run.run_id))
 
 
 def _folds(_: click.Context, __: click.Parameter, text: str) -> tuple[int, ...]:
@@ -110,12 +110,15 @@ def _limited(waiting: tuple[int, ...], limit: int | None) -> tuple[int, ...]:
     return left
 
 
-def _settle(run: runs.Run, backlog: runs.Backlog, limit: int | None) -> None:
-    _tell_end(*run.settle(backlog, limit))
+def _settle(run: runs.Run, backlog: runs.Backlog, limit: int | None, said: Sequence[str] = ()) -> None:
+    _tell_end(*run.settle(backlog, limit), said)
 
 
-def _tell_end(accounting: Accounting, outcomes: Sequence[CaseOutcome]) -> None:
+def _tell_end(accounting: Accounting, outcomes: Sequence[CaseOutcome], said: Sequence[str] = ()) -> None:
+    """The sum, what is to be said of cases that are done, and each case that is held or failed."""
     click.echo(sentence(accounting))
+    for line in said:
+        click.echo(f"  {line}")
     for outcome in outcomes:
         if outcome.outcome in (Outcome.QUARANTINED, Outcome.FAILED):
             click.echo(f"  {outcome.case_id} {outcome.outcome.value}: {outcome.detail}")

@@ -7,6 +7,7 @@ from typing import get_args
 
 import click
 
+from retroln.cli.acceptance import accept_landmarks, reviewer, words_of
 from retroln.settings import AskedArithmetic, Device, LabelScheme
 
 _file = click.Path(exists=False, path_type=Path)
@@ -27,6 +28,8 @@ _file = click.Path(exists=False, path_type=Path)
     envvar="RETROLN_ARITHMETIC",
     help="Of the network on a CPU; auto takes bf16 for the demo's network where the CPU is faster in it.",
 )
+@accept_landmarks
+@reviewer
 def predict(
     ct: Path,
     vertebrae: Path,
@@ -35,15 +38,26 @@ def predict(
     label_ids: LabelScheme,
     device: Device,
     arithmetic: AskedArithmetic,
+    reviewer: str | None,
+    comment: str | None,
 ) -> None:
     """Find nodes in one CT: crop referenced to L2, predict, paste back, write one label per node."""
-    from retroln.nnunet.bundle import stand_in_caution
+    from retroln.report.cautions import stand_in_caution
     from retroln.steps.predict import predict_file
 
     report = predict_file(
-        ct, vertebrae, bundle, output, label_ids=label_ids, device=device, arithmetic=arithmetic
+        ct,
+        vertebrae,
+        bundle,
+        output,
+        label_ids=label_ids,
+        device=device,
+        arithmetic=arithmetic,
+        words=words_of(reviewer, comment),
     )
-    for finding in report.findings:
-        click.echo(f"  {finding}")
+    for sentence in report.cautions:
+        click.echo(f"  {sentence}")
+    if report.roi:
+        click.echo(f"-> {report.roi}")
     caution = f". {stand_in_caution(report.stand_in)}" if report.stand_in else ""
     click.echo(f"{output}: {report.nodes} nodes{caution}")

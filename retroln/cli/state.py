@@ -27,24 +27,26 @@ def status(case: str | None) -> None:
 
     workspace = open_workspace(Settings())
     catalog = workspace.catalog
-    stand_in_of = partial(_stand_in_of, workspace)
-    for table in case_story(catalog, case, stand_in_of) if case else state_tables(catalog):
+    model_caution = partial(_model_caution, workspace)
+    for table in case_story(catalog, case, model_caution) if case else state_tables(catalog):
         Console().print(table)
     if not case and not any(catalog.count_by_state().values()):
         click.echo(f"{catalog.database.address} holds no scan yet; `retroln ingest` takes them in")
 
 
-def _stand_in_of(workspace: Workspace, scan: ScanRecord) -> str | None:
-    """What the stand-in that made a scan's results was trained on; that MLflow cannot say is said, too."""
+def _model_caution(workspace: Workspace, scan: ScanRecord) -> str | None:
+    """That a stand-in made a scan's results, and trained on what; that MLflow cannot say is said, too."""
+    from retroln.report.cautions import stand_in_caution
     from retroln.steps.promote import stand_in_of
 
     if not scan.predicted_version:
         return None
     settings = workspace.settings.model_copy(update={"model_name": scan.predicted_model})
     try:
-        return stand_in_of(replace(workspace, settings=settings).registry.tags(scan.predicted_version))
+        stand_in = stand_in_of(replace(workspace, settings=settings).registry.tags(scan.predicted_version))
     except UserError as error:
-        return f"not known, {error}"
+        return f"Whether the model is a stand-in is not known: {error}"
+    return stand_in_caution(stand_in) if stand_in else None
 
 
 @click.command()

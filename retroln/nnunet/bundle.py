@@ -53,11 +53,6 @@ class Contract(Spec):
     stand_in: str | None = Field(None, description="why this is no clinical model, e.g. trained on phantoms")
 
 
-def stand_in_caution(stand_in: str) -> str:
-    """What is said wherever results of a stand-in appear, by what its contract says of it."""
-    return f"The model is a stand-in, {stand_in}."
-
-
 @dataclass(frozen=True)
 class Bundle:
     """A bundle whose files match their manifest.

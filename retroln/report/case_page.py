@@ -61,8 +61,8 @@ class CasePage:
             `volume_mm3`, `recist`, `centroid_world_mm`.
         provenance: shown as it is, in order: model, version, training, software, source sha256.
         rung: which landmark the region rests on (`l2`, `interpolated_l1_l3`, `extrapolated`, `reviewer`).
-        clamped_sides: sides of the region that the field of view cut.
-        cautions: further sentences a reader must see first (unanchored numbering, stand-in model).
+        short_sides: where the region is cut short, as `cautions.short_sides` says it.
+        cautions: sentences a reader must see first (`cautions.cautions`, a stand-in model).
         accounting: runs that handled the case: (name, its counts `in done skipped quarantined failed`).
         events: the case's history: (time, what, detail), the oldest first.
         notice: shown on top and at the foot.
@@ -76,7 +76,7 @@ class CasePage:
     nodes: Sequence[Mapping[str, Any]]
     provenance: Mapping[str, object]
     rung: str = "l2"
-    clamped_sides: Sequence[str] = ()
+    short_sides: Sequence[str] = ()
     cautions: Sequence[str] = ()
     accounting: Sequence[tuple[str, Mapping[str, int]]] = ()
     events: Sequence[tuple[str, str, str]] = ()
@@ -249,10 +249,6 @@ def _summary(nodes: Sequence[Mapping[str, Any]]) -> str:
 
 def _cautions(page: CasePage) -> str:
     found = list(page.cautions)
-    if page.rung not in ("l2", "reviewer"):
-        found.append(f"The region does not rest on L2: {RUNG_TEXT.get(page.rung, page.rung)}.")
-    if page.clamped_sides:
-        found.append(f"The scan does not cover the whole region; cut at: {', '.join(page.clamped_sides)}.")
     tilt = _oblique_degrees(page.ct)
     if tilt > _OBLIQUE_DEGREES:
         found.append(f"Oblique scan: planes follow the scan's own axes, {tilt:.0f}° off the patient's.")
@@ -276,7 +272,7 @@ def _region(page: CasePage) -> dict[str, object]:
     shown = "every voxel" if step == (1, 1, 1) else "every " + " × ".join(f"{s}." for s in step) + " voxel"
     return {
         "Reference": RUNG_TEXT.get(page.rung, page.rung),
-        "Cut by the scan's edge": ", ".join(page.clamped_sides) or "no side",
+        "Cut short at": ", ".join(page.short_sides) or "no side",
         "Size LR × AP × SI": " × ".join(f"{mm:.0f}" for mm in sides) + " mm",
         "Voxel": " × ".join(f"{mm:.2f}" for mm in page.ct.grid.spacing_mm) + " mm",
         "Shown here": f"{shown}; grey values in steps of 2 HU from -200 to 250 HU, coarser outside",

@@ -10,6 +10,7 @@ from rich.table import Table
 from retroln.catalog.accounting import Accounting
 from retroln.catalog.states import ScanState
 from retroln.errors import NotFoundError
+from retroln.report.cautions import case_cautions
 
 if TYPE_CHECKING:  # SQLAlchemy comes with it, which the file tools do without
     from retroln.catalog.catalog import Catalog
@@ -45,12 +46,12 @@ def state_tables(catalog: Catalog) -> list[Table]:
 
 
 def case_story(
-    catalog: Catalog, case_id: str, stand_in_of: Callable[[ScanRecord], str | None]
+    catalog: Catalog, case_id: str, model_caution: Callable[[ScanRecord], str | None]
 ) -> list[Table]:
-    """The present scan of a case, everything that happened to it, and its nodes.
+    """The present scan of a case, what must be known of it, everything that happened to it, and its nodes.
 
     Args:
-        stand_in_of: what the stand-in that made a scan's results was trained on; None for another model.
+        model_caution: what is to be said of the model that made a scan's results; None for nothing.
 
     Raises:
         NotFoundError: no such case in this catalog.
@@ -68,16 +69,24 @@ def case_story(
         facts.add_row(name, str(getattr(value, "value", value)))
     if held := catalog.held_delivery(case_id):
         facts.add_row(_BESIDE, f"{held.reason}: {held.detail}")
+    history = catalog.case_history(case_id)
     events = Table("when", "from", "to", "reason", title="Events")
-    for event in catalog.case_history(case_id).events:
+    for event in history.events:
         events.add_row(
             f"{event.at:%Y-%m-%d %H:%M:%S}",
             *(str(v or "") for v in (event.from_state, event.to_state, event.reason)),
         )
-    stand_in = stand_in_of(scan)
-    found = _node_table(catalog.nodes_of(scan.scan_id))
-    found.caption = f"stand-in: {stand_in}" if stand_in else None
-    return [facts, events, found]
+    of_model = model_caution(scan)
+    said = [*([of_model] if of_model else []), *case_cautions(history)]
+    nodes = _node_table(catalog.nodes_of(scan.scan_id))
+    return [facts, *([_caution_table(said)] if said else []), events, nodes]
+
+
+def _caution_table(said: Sequence[str]) -> Table:
+    table = Table("check first", title="Cautions")
+    for sentence in said:
+        table.add_row(sentence)
+    return table
 
 
 def _node_table(nodes: Sequence[NodeRecord]) -> Table:
@@ -160,14 +169,6 @@ def stage_table(stages: Mapping[str, Accounting], title: str) -> Table:
             accounting.failed,
         )
         table.add_row(name, *(str(figure) for figure in figures))
-    return table
-
-
-def count_table(cases: Mapping[str, Sequence[str]], title: str, columns: Sequence[str]) -> Table:
-    """One row per key: how many cases, and the first few."""
-    table = Table(*columns, title=title)
-    for name, ids in cases.items():
-        table.add_row(name, str(len(ids)), ", ".join(ids[:5]) + (" ..." if len(ids) > 5 else ""))
     return table
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,11 @@ from retroln.settings import Hu, LabelScheme, RoiSpec
 from retroln.steps.files import crop_files
 from retroln.steps.folder_listing import FolderCase, Listing, list_cts, require_apart, with_part
 from retroln.steps.folders import Result
+from retroln.steps.words import read_words
 
 _RECIPE = 1  # goes up when the same files and options give another crop than before
-_FACTS = ("box_voxel", "clamped_sides", "findings", "rung", "truncated")
+_FACTS = ("accepted", "anchored", "box_voxel", "clamped_sides", "findings", "rung", "truncated")
+_WORDS = "words"
 
 
 @dataclass(frozen=True)
@@ -31,18 +33,27 @@ class CropTool:
         return "crop"
 
     def list_cases(
-        self, input_dir: Path, vertebrae_dir: Path, mask_dir: Path | None = None, pattern: str = "*"
+        self,
+        input_dir: Path,
+        vertebrae_dir: Path,
+        mask_dir: Path | None = None,
+        pattern: str = "*",
+        accepted: Path | None = None,
     ) -> Listing:
         """Every CT of a folder with its vertebrae and, when masks are asked for, its mask.
 
+        Args:
+            accepted: words of people (`words.read_words`): these cases' landmarks count as labelled.
+
         Raises:
             NotFoundError: no such folder, or no CT in it.
-            UserError: the results would go where the input comes from.
+            UserError: the results would go where the input comes from, or `accepted` cannot be used.
         """
         others = [folder for folder in (vertebrae_dir, mask_dir) if folder]
         require_apart(self.output_dir, input_dir, *others, nested="/" in pattern)
         listing = with_part(list_cts(input_dir, pattern), "vertebrae", vertebrae_dir, level_folders=True)
-        return with_part(listing, "mask", mask_dir) if mask_dir else listing
+        listing = with_part(listing, "mask", mask_dir) if mask_dir else listing
+        return _with_words(listing, accepted) if accepted else listing
 
     def options(self) -> dict[str, Any]:
         """All that decides a crop beside the case's files."""
@@ -69,8 +80,20 @@ class CropTool:
             hu=self.hu,
             case_id=case.case_id,
             spec=self.spec,
+            words=read_words(case.parts[_WORDS])[case.case_id] if _WORDS in case.parts else None,
         )
         inside = report.record["containment"]
         nodes = {name: inside[name] for name in ("inside_voxels", "total_voxels")} if inside else None
         facts = {name: report.record[name] for name in _FACTS} | {"node_voxels": nodes}
         return Result(tuple(path for path in (report.ct, report.mask, report.roi) if path), facts)
+
+
+def _with_words(listing: Listing, accepted: Path) -> Listing:
+    """The listing with the file of words as a part of the cases it names: no other is done anew for it."""
+    words = read_words(accepted)
+    cases = [
+        replace(case, parts={**case.parts, _WORDS: accepted}) if case.case_id in words else case
+        for case in listing.cases
+    ]
+    left = tuple(sorted(words.keys() - {case.case_id for case in listing.cases}))
+    return replace(listing, cases=tuple(cases), unmatched={**listing.unmatched, _WORDS: left})

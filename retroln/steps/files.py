@@ -19,6 +19,7 @@ from retroln.imaging import intensity, nifti
 from retroln.imaging.geometry import Grid, require_same_grid
 from retroln.imaging.volume import Volume
 from retroln.settings import Hu, LabelScheme, RoiSpec
+from retroln.steps.words import Words
 
 _CASE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -31,7 +32,6 @@ class CropReport:
         case_id: prefix of the files.
         ct, mask, roi: the files; `mask` is None when no mask was given.
         record: the content of the roi file.
-        findings: remarks on the vertebrae, `code: text`.
     """
 
     case_id: str
@@ -39,7 +39,6 @@ class CropReport:
     mask: Path | None
     roi: Path
     record: dict[str, Any]
-    findings: tuple[str, ...]
 
 
 def case_id_of(path: Path, *, keep_channel: bool = False) -> str:
@@ -69,30 +68,33 @@ def crop_files(
     hu: Hu | None = None,
     case_id: str | None = None,
     spec: RoiSpec | None = None,
+    words: Words | None = None,
 ) -> CropReport:
     """Write `<id>_ct.nii.gz`, `<id>_mask.nii.gz` (when given) and, last, `<id>_roi.json`; all RAS+.
 
     The CT is scaled to 0..1 as float32 over `hu`, or kept as HU in its stored type when `normalize` is
-    False. A mask of an earlier crop is removed when none is given.
+    False. A mask of an earlier crop is removed when none is given. With `words` the landmarks count as
+    labelled, whatever the checks say, and the record says who wants it so and why.
 
     Raises:
         InputError, GeometryError, LandmarkError, NotFoundError: unusable or unfitting input; nothing
             is written then.
+        UserError: `words` that do not say who and why.
     """
     name = _checked_id(case_id or case_id_of(ct))
     window = (hu or Hu()) if normalize else None
+    ruling = acceptance(words)
     source = nifti.read_grid(ct)
     spine = Vertebrae.read(vertebrae, label_ids)
     with naming(vertebrae):
-        region, assessment = _find_region(source, spine, spec or RoiSpec())
-        image = _cut_ct(ct, spine, region, window)
+        seen = nifti.read(ct) if ruling else None
+        region, assessment = _find_region(source, spine, spec or RoiSpec(), seen, ruling)
+        image = _cut_ct(ct, spine, region, window, accepted=ruling is not None)
     labels, inside = _cut_mask(mask, region) if mask else (None, None)
     record = {
         "case_id": name,
         **roi.to_json(region, containment=inside, hu=window),
-        "findings": list(assessment.findings),
-        "confidence": assessment.confidence,
-        "truncated": [level.value for level in assessment.truncated],
+        **terms(assessment, words),
         "mask": "given" if mask else "absent",
     }
     ct_path, mask_path, roi_path = (output_dir / file for file in crop_names(name))
@@ -102,7 +104,6 @@ def crop_files(
         mask=mask_path if mask else None,
         roi=roi_path,
         record=record,
-        findings=assessment.findings,
     )
     _write(report, image, labels, mask_path)
     return report
@@ -123,19 +124,41 @@ def paste_file(crop: Path, roi_json: Path, output: Path) -> None:
     nifti.write(_checked_name(output), roi.paste(volume.array, region), region.source)
 
 
-def _find_region(source: Grid, spine: Vertebrae, spec: RoiSpec) -> tuple[roi.Roi, landmarks.Assessment]:
-    """By the CT's grid alone: a case whose landmarks do not do costs no reading of the CT."""
+def acceptance(words: Words | None) -> landmarks.Ruling | None:
+    """A person's word that landmarks count as labelled; None for none. Raises `UserError` as `complete`."""
+    return landmarks.Ruling(**vars(words.complete()), accepted=True) if words else None
+
+
+def terms(assessment: landmarks.Assessment, words: Words | None) -> dict[str, Any]:
+    """What a record says of the landmarks that a region rests on, beside the region."""
+    return {
+        "findings": list(assessment.findings),
+        "confidence": assessment.confidence,
+        "truncated": [level.value for level in assessment.truncated],
+        "anchored": assessment.anchored,
+        "accepted": vars(words.complete()) if words else None,
+    }
+
+
+def _find_region(
+    source: Grid, spine: Vertebrae, spec: RoiSpec, ct: Volume | None, ruling: landmarks.Ruling | None
+) -> tuple[roi.Roi, landmarks.Assessment]:
+    """By the CT's grid alone: a case whose landmarks do not do costs no reading of the CT.
+
+    Where a person overrules the checks the CT is given, so that all that is overruled is recorded.
+    """
     scan = Volume.from_source(np.broadcast_to(np.False_, source.shape), source)
     require_same_grid(scan.grid, spine.grid, what="vertebra label map")
-    assessment = landmarks.assess(spine, unanchored="accept")
+    assessment = landmarks.assess(spine, unanchored="accept", ct=ct, ruling=ruling)
     return roi.locate(spine, assessment, spec, source), assessment
 
 
-def _cut_ct(ct: Path, spine: Vertebrae, region: roi.Roi, window: Hu | None) -> Volume:
+def _cut_ct(ct: Path, spine: Vertebrae, region: roi.Roi, window: Hu | None, accepted: bool) -> Volume:
     volume = nifti.read(ct)
     if window is not None:
         nifti.check_ct(volume, ct)
-    require_on_bone(volume, spine)
+    if not accepted:
+        require_on_bone(volume, spine)
     crop = volume.crop(region.box)
     array = intensity.scale(crop.array, window) if window else crop.array.copy(order="F")
     return crop.with_array(array)

@@ -20,9 +20,10 @@ from retroln.files import sha256_file
 from retroln.imaging import nifti
 from retroln.imaging.geometry import Grid
 from retroln.imaging.volume import Volume
-from retroln.nnunet.bundle import Contract, stand_in_caution
+from retroln.nnunet.bundle import Contract
 from retroln.nnunet.predict import Predictor
 from retroln.report.case_page import CasePage, case_page
+from retroln.report.cautions import case_cautions, short_sides, stand_in_caution
 from retroln.settings import RoiSpec, Settings
 from retroln.steps import champion, promote
 from retroln.steps.case_objects import source_of, taking_back
@@ -272,6 +273,7 @@ def _page(
         "Software": ", ".join(f"{name} {number}" for name, number in contract.versions.items()),
     }
     history = workspace.catalog.case_history(scan.case_id)
+    landmarks = history.landmarks
     return case_page(
         CasePage(
             case_id=scan.case_id,
@@ -281,7 +283,7 @@ def _page(
             nodes=rows,
             provenance=provenance,
             rung=region.rung,
-            clamped_sides=region.clamped_sides,
+            short_sides=short_sides(landmarks.truncated if landmarks else (), region.clamped_sides),
             cautions=_cautions(model, contract, history),
             accounting=_accounting(workspace, history),
             events=[(f"{e.at:%Y-%m-%d %H:%M} UTC", e.to_state, e.reason or "") for e in history.events],
@@ -291,23 +293,9 @@ def _page(
 
 
 def _cautions(model: Champion, contract: Contract, history: CaseHistory) -> list[str]:
-    """What a reader must know before the nodes, beyond what the page sees in the region itself."""
+    """What a reader must know before the nodes."""
     found = [stand_in_caution(contract.stand_in)] if contract.stand_in else []
-    landmarks = history.landmarks
-    if landmarks and any(finding.startswith("stand_in:") for finding in landmarks.findings):
-        found.append("The vertebrae were labelled by stand-in weights, which know phantoms alone.")
-    if landmarks and not landmarks.anchored:
-        found.append(
-            "Neither a sacral S1 next to L5 nor ribs at T12 confirm the numbering: region and levels may be"
-            " one vertebra too high or too low."
-        )
-    for finding in landmarks.findings if landmarks else ():
-        if finding.startswith("reviewed: "):
-            found.append(f"By a person's word, {finding.removeprefix('reviewed: ')}.")
-        if finding.startswith("accepted: "):
-            found.append(f"A check that this person overruled: {finding.removeprefix('accepted: ')}.")
-    if landmarks and landmarks.truncated:
-        found.append(f"The scan's edge cuts or misses {', '.join(landmarks.truncated)}.")
+    found += case_cautions(history)
     patients = {member.patient_id for member in _trained_on(model)}
     if history.scans[-1].patient_id in patients:
         found.append("The model was trained on another scan of this patient, which flatters its findings.")

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from retroln.anatomy import landmarks
+from retroln.anatomy import landmarks, roi
 from retroln.anatomy.vertebrae import Vertebrae
 from retroln.catalog.landmark_reviews import Held
 from retroln.catalog.records import (
@@ -22,24 +22,18 @@ from retroln.catalog.records import (
     ScanRecord,
 )
 from retroln.catalog.states import ScanState
-from retroln.errors import ConflictError, LandmarkError, NotFoundError, UserError, naming
+from retroln.errors import ConflictError, LandmarkError, NotFoundError, naming
 from retroln.files import sha256_file
 from retroln.imaging import nifti
 from retroln.imaging.geometry import Grid, require_same_grid
 from retroln.imaging.volume import Volume
+from retroln.report.cautions import case_cautions, cautions
 from retroln.settings import LabelScheme, Settings
 from retroln.steps import landmark_queue
 from retroln.steps.case_objects import source_of, taking_back
 from retroln.steps.ingest import facts_key, spine_facts
+from retroln.steps.words import Words
 from retroln.steps.workspace import Workspace, open_workspace
-
-
-@dataclass(frozen=True)
-class Words:
-    """Who decides and why, as it shall stand in the record."""
-
-    reviewer: str
-    comment: str
 
 
 @dataclass(frozen=True)
@@ -61,12 +55,14 @@ class Look:
 
     Attributes:
         landmarks: numbers and findings of the last prepare; None before it.
+        cautions: what is to be said of them and of the region, if there is one.
         words: what people said before, every revision, oldest first.
         picture: PNG of the levels on the CT.
     """
 
     scan: ScanRecord
     landmarks: LandmarksRecord | None
+    cautions: tuple[str, ...]
     words: tuple[LandmarkReviewRecord, ...]
     picture: bytes
 
@@ -78,10 +74,12 @@ class Ruled:
     Attributes:
         word: as it stands in the catalog.
         still_held: why prepare will hold the case again under it; None if it will go on.
+        cautions: what is to be said of the region that prepare will cut under it.
     """
 
     word: LandmarkReviewRecord
     still_held: str | None = None
+    cautions: tuple[str, ...] = ()
 
 
 def queue(settings: Settings) -> list[Held]:
@@ -100,9 +98,11 @@ def look(settings: Settings, case_id: str) -> Look:
     with workspace.scratch() as folder:
         ct, spine = _ct(workspace, scan, folder), _spine(workspace, scan, folder)
     remark = scan.reason if scan.state is ScanState.QUARANTINED else None
+    history = workspace.catalog.case_history(case_id)
     return Look(
         scan=scan,
-        landmarks=workspace.catalog.case_history(case_id).landmarks,
+        landmarks=history.landmarks,
+        cautions=tuple(case_cautions(history)),
         words=tuple(workspace.catalog.landmark_reviews(case_id)),
         picture=landmark_queue.picture(scan, ct, spine or landmark_queue.unlabelled(scan), remark),
     )
@@ -117,7 +117,7 @@ def accept(settings: Settings, case_id: str, words: Words) -> Ruled:
         LandmarkError: they cannot place a region even so; it takes a correction.
         ConflictError: the case is not held for its landmarks.
     """
-    workspace, words = open_workspace(settings), _complete(words)
+    workspace, words = open_workspace(settings), words.complete()
     scan = _stored_scan(workspace, case_id)
     with workspace.scratch() as folder:
         spine = _spine(workspace, scan, folder)
@@ -128,9 +128,10 @@ def accept(settings: Settings, case_id: str, words: Words) -> Ruled:
             got="none",
             fix="`retroln review correct` with --vertebrae, or with --l2 and --extent",
         )
+    ruling = landmarks.Ruling(**vars(words), accepted=True)
     with naming(case_id):
-        landmarks.assess(spine, unanchored="accept", ruling=landmarks.Ruling(words.reviewer, accepted=True))
-    return Ruled(workspace.catalog.review_landmarks(_draft(scan, "accept", words)))
+        said = _said(settings, landmarks.assess(spine, unanchored="accept", ruling=ruling))
+    return Ruled(workspace.catalog.review_landmarks(_draft(scan, "accept", words)), cautions=said)
 
 
 def correct_by_map(
@@ -144,19 +145,19 @@ def correct_by_map(
         LandmarkError: they hold no level at all.
         WithdrawnError: the patient withdrew meanwhile; the labels are not kept.
     """
-    workspace, words = open_workspace(settings), _complete(words)
+    workspace, words = open_workspace(settings), words.complete()
     scan = _stored_scan(workspace, case_id)
     grid = Grid(scan.shape, np.asarray(scan.affine, float))
     spine = Vertebrae.read(labels, label_ids)
     require_same_grid(grid, spine.grid, what="vertebra label map", file=labels)
     with taking_back(workspace, scan, _base(scan)), workspace.scratch() as folder:
         ct = _ct(workspace, scan, folder)
-        held = _trouble(settings, spine, ct, landmarks.Ruling(words.reviewer))
+        held, said = _foreseen(settings, spine, ct, landmarks.Ruling(**vars(words)))
         if not spine.levels and held:
             raise held
         key = _store(workspace, scan, spine, grid, folder)
         word = workspace.catalog.review_landmarks(_draft(scan, "correct", words, vertebrae_key=key))
-    return Ruled(word, str(held) if held else None)
+    return Ruled(word, str(held) if held else None, said)
 
 
 def correct_by_point(settings: Settings, case_id: str, words: Words, point: Point) -> Ruled:
@@ -164,28 +165,18 @@ def correct_by_point(settings: Settings, case_id: str, words: Words, point: Poin
 
     Raises:
         UserError, NotFoundError, ConflictError: as `accept`.
-        LandmarkError: the point or the extent lies outside the scan, or the labels cannot say how far T12-L5
-            reach and no extent is given.
+        LandmarkError: the point lies outside the scan, no T12-L5 lies as the extent says, or none is given
+            and the labels cannot say how far T12-L5 reach.
     """
-    workspace, words = open_workspace(settings), _complete(words)
+    workspace, words = open_workspace(settings), words.complete()
     scan = _stored_scan(workspace, case_id)
     with workspace.scratch() as folder:
         spine = _spine(workspace, scan, folder) or landmark_queue.unlabelled(scan)
-    ruling = landmarks.Ruling(
-        words.reviewer, l2_world_mm=point.l2_world_mm, extent_world_mm=point.extent_world_mm
-    )
+    ruling = landmarks.Ruling(**vars(words), **vars(point))
     with naming(case_id):
-        landmarks.assess(spine, unanchored="accept", ruling=ruling)
+        said = _said(settings, landmarks.assess(spine, unanchored="accept", ruling=ruling))
     draft = _draft(scan, "correct", words, **vars(point))
-    return Ruled(workspace.catalog.review_landmarks(draft))
-
-
-def _complete(words: Words) -> Words:
-    if not (words.reviewer.strip() and words.comment.strip()):
-        raise UserError(
-            "a word on landmarks says who and why", got="an empty text", fix="give --reviewer and --comment"
-        )
-    return Words(words.reviewer.strip(), words.comment.strip())
+    return Ruled(workspace.catalog.review_landmarks(draft), cautions=said)
 
 
 def _stored_scan(workspace: Workspace, case_id: str) -> ScanRecord:
@@ -209,15 +200,21 @@ def _spine(workspace: Workspace, scan: ScanRecord, folder: Path) -> Vertebrae | 
     return landmark_queue.stored_vertebrae(workspace, scan.vertebrae_key, folder)
 
 
-def _trouble(
+def _foreseen(
     settings: Settings, spine: Vertebrae, ct: Volume, ruling: landmarks.Ruling
-) -> LandmarkError | None:
-    """What prepare will say against the landmarks under a ruling."""
+) -> tuple[LandmarkError | None, tuple[str, ...]]:
+    """What prepare will say against the landmarks under a ruling, or of the region that it will cut."""
     try:
-        landmarks.assess(spine, unanchored=settings.unanchored, ct=ct, ruling=ruling)
+        assessment = landmarks.assess(spine, unanchored=settings.unanchored, ct=ct, ruling=ruling)
+        return None, _said(settings, assessment)
     except LandmarkError as error:
-        return error
-    return None
+        return error, ()
+
+
+def _said(settings: Settings, assessment: landmarks.Assessment) -> tuple[str, ...]:
+    """What is to be said of the region. Raises `LandmarkError` if it misses the scan."""
+    region = roi.locate(assessment.vertebrae, assessment, settings.roi)
+    return tuple(cautions(assessment, region.clamped_sides))
 
 
 def _base(scan: ScanRecord) -> str:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from retroln.anatomy import landmarks, nodes, roi
 from retroln.anatomy.vertebrae import Vertebrae
 from retroln.errors import naming
+from retroln.files import write_json
 from retroln.imaging import nifti
 from retroln.imaging.geometry import require_same_grid
+from retroln.report.cautions import cautions
 from retroln.settings import AskedArithmetic, Device, LabelScheme
+from retroln.steps.files import acceptance, case_id_of, terms
+from retroln.steps.words import Words
 
 
 @dataclass(frozen=True)
@@ -21,13 +26,15 @@ class PredictReport:
 
     Attributes:
         nodes: how many.
-        findings: remarks on the vertebrae, `code: text`.
+        cautions: what a reader must know of the landmarks and the region.
         stand_in: what a stand-in model was trained on; None for a model that is none.
+        roi: record of the region, which is written where a person overruled the checks of the landmarks.
     """
 
     nodes: int
-    findings: tuple[str, ...]
+    cautions: tuple[str, ...]
     stand_in: str | None
+    roi: Path | None
 
 
 def predict_file(
@@ -39,23 +46,42 @@ def predict_file(
     label_ids: LabelScheme,
     device: Device = "auto",
     arithmetic: AskedArithmetic = "auto",
+    words: Words | None = None,
 ) -> PredictReport:
     """Write a label map (one label per node, 1..n) on the grid of `ct`.
 
+    With `words` the landmarks count as labelled, whatever the checks say; `<output>_roi.json` beside it then
+    says who wants it so and why.
+
     Raises:
         InputError: unusable CT or landmarks, or grids that do not agree.
+        UserError: `words` that do not say who and why.
     """
     from retroln.engine.warm import predictor_for
 
+    ruling = acceptance(words)
     volume = nifti.read(ct)
     nifti.check_ct(volume, ct)
     spine = Vertebrae.read(vertebrae, label_ids)
     require_same_grid(volume.grid, spine.grid, what="vertebra label map", file=vertebrae)
     predictor = predictor_for(bundle, device, arithmetic)
     with naming(vertebrae):
-        assessment = landmarks.assess(spine, unanchored="accept", ct=volume)
+        assessment = landmarks.assess(spine, unanchored="accept", ct=volume, ruling=ruling)
         region = roi.locate(spine, assessment, predictor.contract.roi, volume.source)
     predicted = predictor.predict(volume.crop(region.box))
     found = nodes.findings(predicted, predictor.contract.min_finding_mm3).astype(np.uint16)
     nifti.write(output, roi.paste(found, region), region.source)
-    return PredictReport(int(found.max()), assessment.findings, predictor.contract.stand_in)
+    return PredictReport(
+        nodes=int(found.max()),
+        cautions=tuple(cautions(assessment, region.clamped_sides)),
+        stand_in=predictor.contract.stand_in,
+        roi=_recorded(output, region, terms(assessment, words)) if words else None,
+    )
+
+
+def _recorded(output: Path, region: roi.Roi, said: dict[str, Any]) -> Path:
+    """The record of the region beside the label map, as `crop` writes it."""
+    name = case_id_of(output, keep_channel=True)
+    path = output.with_name(f"{name}_roi.json")
+    write_json(path, {"case_id": name, **roi.to_json(region), **said})
+    return path

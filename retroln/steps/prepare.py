@@ -22,6 +22,7 @@ from retroln.files import sha256_file, sha256_json, write_json
 from retroln.imaging import nifti
 from retroln.imaging.geometry import Grid
 from retroln.imaging.volume import Volume
+from retroln.report.cautions import by_sentence, cautions
 from retroln.settings import Settings
 from retroln.steps import landmark_queue
 from retroln.steps.case_objects import source_of, taking_back
@@ -77,6 +78,12 @@ def prepare(
     bring_weights(settings)
     job = Job(settings, run_id, owner, partial(prepare_case, settings, run_id, owner=owner), _waits)
     return run_claimed(job, scan_ids, processes=settings.processes, on_outcome=on_outcome)
+
+
+def said_of(settings: Settings, run_id: int) -> list[str]:
+    """What is to be said of the scans that a run prepared: a line for each sentence, with its cases."""
+    prepared = open_workspace(settings).catalog.prepared_by(run_id)
+    return by_sentence((case_id, cautions(found, sides)) for case_id, found, sides in prepared)
 
 
 def _waits(scan: ScanRecord) -> bool:

@@ -52,7 +52,7 @@ def test_defect_10_without_l2_the_region_comes_from_its_neighbours_and_says_so(t
     }
     assert folders.record("neighbours")["box_voxel"] == BOX
     assert folders.record("neighbours")["rung"] == "interpolated_l1_l3"
-    assert "interpolated_l1_l3" in ran.output
+    assert "The region does not rest on L2 itself: L2 taken from L1 and L3." in ran.output
 
 
 def test_defect_11_an_empty_file_is_no_vertebra(tmp_path: Path) -> None:

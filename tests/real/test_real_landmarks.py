@@ -27,7 +27,8 @@ from retroln.errors import GeometryError, LandmarkError
 from retroln.imaging import nifti
 from retroln.imaging.geometry import VoxelBox, require_same_grid
 from retroln.settings import Settings
-from retroln.steps.landmark_review import Words, accept, look
+from retroln.steps.landmark_review import accept, look
+from retroln.steps.words import Words
 from retroln.steps.workspace import open_workspace
 from tests.way import ingest_and_prepare
 

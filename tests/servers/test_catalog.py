@@ -341,6 +341,13 @@ class TestPreparation:
         assert (landmarks.rung, landmarks.anchored, landmarks.truncated) == ("l2", True, ("T12",))
         assert landmarks.levels == {"L2": {"volume_mm3": 3.5, "centroid_world_mm": [1, 2, 3]}}
 
+    def test_a_run_knows_what_it_prepared(self, catalog: Catalog):
+        run_id, scan = catalog.begin_run("prepare", {}), catalog.add_scan(draft(), None)
+        catalog.record_prepared(scan.scan_id, LANDMARKS, ROI, crop(), run_id)
+        prepared(catalog, "c2")
+        ((case_id, landmarks, sides),) = catalog.prepared_by(run_id)
+        assert (case_id, landmarks, sides) == ("c1", catalog.landmarks_of(scan.scan_id), ("anterior",))
+
     def test_the_same_answer_twice_is_one(self, catalog: Catalog):
         scan = prepared(catalog)
         catalog.record_prepared(scan.scan_id, LANDMARKS, ROI, crop(), None)

@@ -16,7 +16,7 @@ from retroln.imaging import nifti
 from retroln.imaging.phantom import Phantom, PhantomSpec, make_phantom, shifted_names
 from retroln.settings import Settings
 from retroln.steps import landmark_review, withdraw
-from retroln.steps.landmark_review import Words
+from retroln.steps.words import Words
 from retroln.steps.workspace import open_workspace
 from retroln.storage.open import open_store
 from tasks import held

@@ -33,9 +33,9 @@ from retroln.imaging import nifti
 from retroln.imaging.phantom import Phantom
 from retroln.settings import Settings, TrainSpec
 from retroln.steps import infer, ingest, landmark_queue, landmark_review, leftovers, prepare, train, withdraw
-from retroln.steps.landmark_review import Words
 from retroln.steps.leftovers import Swept
 from retroln.steps.runs import Run
+from retroln.steps.words import Words
 from retroln.steps.workspace import Workspace, open_workspace
 from retroln.storage.open import open_store
 from tests.places import make_settings

@@ -131,11 +131,14 @@ def test_cautions_come_first_and_only_when_there_are_any():
     assert "Check first" not in case_page(_page())
     html = _text(
         case_page(
-            _page(rung="extrapolated", clamped_sides=("left", "inferior"), cautions=["Numbering unanchored."])
+            _page(
+                rung="extrapolated", short_sides=("left", "inferior (L5)"), cautions=["Numbering unanchored."]
+            )
         )
     )
-    for sentence in ("Numbering unanchored.", "does not rest on L2", "cut at: left, inferior"):
-        assert html.index("Check first") < html.index(sentence) < html.index("Nodes marked")
+    assert html.index("Check first") < html.index("Numbering unanchored.") < html.index("Nodes marked")
+    assert "Cut short at left, inferior (L5)" in html
+    assert "Cut short at no side" in _text(case_page(_page()))
 
 
 def test_an_oblique_scan_is_named():

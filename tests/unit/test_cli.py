@@ -18,7 +18,7 @@ from sqlalchemy import create_engine
 from retroln.catalog.database import Database
 from retroln.cli import cli
 from retroln.cli.doctor import _answers, _misspelt
-from retroln.cli.state import _stand_in_of
+from retroln.cli.state import _model_caution
 from retroln.report.terminal import case_story
 from retroln.settings import Settings
 from retroln.steps import promote
@@ -273,7 +273,7 @@ def test_the_story_of_a_case_says_where_nodes_lie_and_that_a_stand_in_found_them
     _record_results(settings, version, level="L3")
     story = retroln("status", "CASE").stdout
     assert "level" in story and "L3" in story and "station" not in story
-    assert "stand-in: trained on phantoms" in story
+    assert "The model is a stand-in, trained on phantoms." in story
 
 
 def test_the_story_shows_stations_where_there_are_some_and_what_is_not_known_of_the_model(
@@ -283,11 +283,12 @@ def test_the_story_shows_stations_where_there_are_some_and_what_is_not_known_of_
     ingest_and_prepare(settings)
     _record_results(settings, 1, level="L3", station="paracaval")
     workspace = open_workspace(settings)
-    nodes = case_story(workspace.catalog, "CASE", lambda _: None)[-1]
+    *_, nodes = tables = case_story(workspace.catalog, "CASE", lambda _: None)
     cells = {column.header: list(column.cells) for column in nodes.columns}
-    assert (cells["level"], cells["station"], nodes.caption) == (["L3"], ["paracaval"], None)
-    nodes = case_story(workspace.catalog, "CASE", partial(_stand_in_of, workspace))[-1]
-    assert str(nodes.caption).startswith("stand-in: not known, ")
+    assert (cells["level"], cells["station"]) == (["L3"], ["paracaval"])
+    assert "Cautions" not in [table.title for table in tables]
+    cautions = case_story(workspace.catalog, "CASE", partial(_model_caution, workspace))[1]
+    assert next(cautions.columns[0].cells).startswith("Whether the model is a stand-in is not known: ")
 
 
 def test_infer_says_that_its_model_is_a_stand_in(

@@ -22,6 +22,7 @@ from retroln.imaging.phantom import Phantom
 from retroln.imaging.volume import Volume
 from retroln.settings import Hu
 from retroln.steps.files import case_id_of, crop_files, paste_file
+from retroln.steps.words import Words
 
 _BOX = (slice(11, 49), slice(10, 57), slice(12, 75))
 
@@ -189,6 +190,59 @@ def test_a_label_map_of_another_ct_is_refused(tmp_path: Path, phantom: Phantom, 
             crop_files(**case, output_dir=tmp_path / "out", normalize=normalize)
         assert caught.value.reason == reason
     assert not (tmp_path / "out").exists()
+
+
+ACCEPT = ("--accept-landmarks", "counted from C2", "--reviewer", "Dr A")
+
+
+def _beside_the_bone(folder: Path, phantom: Phantom) -> dict[str, str]:
+    """A phantom whose levels lie 16 mm beside the bone, under names one level off: held twice over."""
+    moved = phantom.vertebrae.with_array(np.roll(phantom.vertebrae.array, 4, 0))
+    files = {"--ct": folder / "ct.nii.gz", "--vertebrae": folder / "vertebrae.nii.gz"}
+    nifti.write_source(files["--ct"], phantom.ct)
+    nifti.write_source(files["--vertebrae"], moved)
+    return {option: str(path) for option, path in files.items()}
+
+
+def test_a_person_overrules_every_check_and_the_record_says_who_and_why(
+    tmp_path: Path, phantom: Phantom
+) -> None:
+    given = [item for pair in _beside_the_bone(tmp_path, phantom).items() for item in pair]
+    given += ["--output-dir", str(tmp_path / "out"), "--case-id", "A"]
+    held = CliRunner().invoke(crop, given)
+    assert isinstance(held.exception, LandmarkError) and held.exception.reason == "off_bone"
+    result = CliRunner().invoke(crop, [*given, *ACCEPT], catch_exceptions=False)
+    assert result.exit_code == 0
+    record = json.loads((tmp_path / "out/A_roi.json").read_text())
+    assert record["accepted"] == {"reviewer": "Dr A", "comment": "counted from C2"}
+    assert record["anchored"] is True
+    overruled = next(finding for finding in record["findings"] if finding.startswith("accepted: "))
+    assert overruled.startswith("accepted: the labelled levels do not lie on bone of this CT (")
+    assert "reviewed: the landmarks were accepted by Dr A" in record["findings"]
+    assert "  By a person's word, the landmarks were accepted by Dr A." in result.output
+    assert f"  A check that this person overruled: {overruled.removeprefix('accepted: ')}." in result.output
+
+
+def test_without_a_word_the_record_says_that_nobody_overruled(tmp_path: Path) -> None:
+    record = crop_files(**_case(tmp_path), output_dir=tmp_path / "out").record
+    assert (record["accepted"], record["anchored"]) == (None, False)
+
+
+@pytest.mark.parametrize("half", [ACCEPT[:2], ACCEPT[2:]], ids=" ".join)
+def test_who_and_why_go_together(tmp_path: Path, half: tuple[str, ...]) -> None:
+    result = _run_crop(tmp_path, *half)
+    assert result.exit_code == 2
+    assert "--accept-landmarks WHY and --reviewer WHO go together" in result.output
+    with pytest.raises(UserError, match="who and why"):
+        crop_files(**_case(tmp_path), output_dir=tmp_path / "out", words=Words("Dr A", " "))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_word_makes_no_landmarks(tmp_path: Path) -> None:
+    with pytest.raises(LandmarkError):
+        crop_files(
+            **_case(tmp_path), output_dir=tmp_path / "out", label_ids="verse", words=Words("Dr A", "seen")
+        )
 
 
 def test_scaling_what_is_not_hu_is_refused(tmp_path: Path) -> None:

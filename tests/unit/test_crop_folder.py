@@ -15,10 +15,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 from case_folders import BOX, BOX_SLICES, Folders, ct_hu, moved_spine, nodes, retroln, write, write_levels
-from spine import grid_ras
+from spine import V2, grid_ras
 
 from retroln.anatomy.vertebrae import LEVEL_ORDER, Level
 from retroln.imaging import nifti
+from retroln.report.cautions import UNANCHORED
 from retroln.steps import crop_folder
 from retroln.steps.crop_folder import CropTool
 from retroln.steps.files import crop_files
@@ -204,11 +205,60 @@ def test_strangers_are_named(two: Folders) -> None:
 def test_what_was_noticed_is_counted_and_nodes_outside_are_named(two: Folders) -> None:
     write(two.vertebrae / "LN_1.nii.gz", moved_spine(levels=tuple(set(LEVEL_ORDER) - {Level.L2})))
     output = two.crop().output
-    assert "interpolated_l1_l3" in output
+    assert "Not labelled: L2. 1 case: LN_1" in output
+    assert "The region does not rest on L2 itself: L2 taken from L1 and L3. 1 case: LN_1" in output
+    assert f"{UNANCHORED} 2 cases: LN_1, LN_2" in output
     assert "LN_1: only 20 of 22 node voxels lie inside the region" in output
     first = two.summary()["cases"][0]["facts"]
     assert (first["rung"], first["box_voxel"]) == ("interpolated_l1_l3", BOX)
     assert first["node_voxels"] == {"inside_voxels": 20, "total_voxels": 22}
+
+
+WORDS = "case_id,reviewer,comment\n"
+
+
+def test_a_person_overrules_for_the_cases_that_a_file_names(two: Folders, tmp_path: Path) -> None:
+    """LN_2 is held until it is named, and again when it is named no more; LN_1 is not done anew for it."""
+    without = tuple(set(LEVEL_ORDER) - {Level.L3})
+    write(two.vertebrae / "LN_2.nii.gz", _with_l4_swollen(moved_spine(6, without)))
+    assert two.crop().code == 3
+    assert two.outcomes()["LN_2"] == ("quarantined", "landmarks_implausible")
+    words = tmp_path / "accepted.csv"
+    words.write_text(f"{WORDS}LN_2,Dr A,a block vertebra\nLN_9,Dr A,not here\n")
+    ran = two.crop("--accepted", words)
+    assert ran.code == 0, ran.output
+    assert two.outcomes() == {"LN_1": ("skipped", None), "LN_2": ("done", None)}
+    assert two.record("LN_2")["accepted"] == {"reviewer": "Dr A", "comment": "a block vertebra"}
+    assert "By a person's word, the landmarks were accepted by Dr A. 1 case: LN_2" in ran.output
+    assert "words without a CT of that id: LN_9" in ran.output
+    assert two.crop("--accepted", words).code == 0
+    assert two.outcomes() == {"LN_1": ("skipped", None), "LN_2": ("skipped", None)}
+    assert two.crop().code == 3
+    assert two.outcomes() == {"LN_1": ("skipped", None), "LN_2": ("quarantined", "landmarks_implausible")}
+    assert not list(two.out.glob("LN_2*"))
+
+
+def _with_l4_swollen(labels: np.ndarray) -> np.ndarray:
+    labels[4:56, 8:58, 23:31] = V2[Level.L4]
+    return labels
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("case,reviewer\n", "columns are missing; expected: case_id,reviewer,comment; got: case,reviewer"),
+        ("", "got: an empty file"),
+        (f"{WORDS}LN_1,Dr A,why\nLN_1,Dr B,too\n", "two lines for case LN_1"),
+        (f"{WORDS}LN_1,Dr A, \n", "a word on landmarks says who and why"),
+    ],
+)
+def test_a_file_of_words_that_cannot_be_used_ends_the_run(
+    two: Folders, tmp_path: Path, content: str, said: str
+) -> None:
+    (tmp_path / "accepted.csv").write_text(content)
+    ran = two.crop("--accepted", tmp_path / "accepted.csv")
+    assert (ran.code, said in ran.output) == (2, True), ran.output
+    assert two.crop("--accepted", tmp_path / "none.csv").code == 7
 
 
 def _boom(*_: object, **__: object) -> None:

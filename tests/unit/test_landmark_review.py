@@ -27,7 +27,8 @@ from retroln.imaging.geometry import Grid
 from retroln.imaging.phantom import Phantom, PhantomSpec, make_phantom, shifted_names
 from retroln.settings import Settings
 from retroln.steps import infer, landmark_review
-from retroln.steps.landmark_review import Point, Words
+from retroln.steps.landmark_review import Point
+from retroln.steps.words import Words
 from retroln.steps.workspace import open_workspace
 from tests.way import embedded, ingest_and_prepare, own_ct, write_case
 
@@ -283,7 +284,10 @@ def test_the_commands_show_and_settle_a_case(
     assert "rung none, not anchored, confidence 0.40" in shown
     assert (tmp_path / "look.png").read_bytes().startswith(b"\x89PNG")
     told = said("accept", "CASE", "--reviewer", "Dr A", "--comment", "seen").output
-    assert told == "CASE: noted as number 1; prepare takes the case up\n"
+    assert told.splitlines()[:2] == [
+        "CASE: noted as number 1; prepare takes the case up",
+        "  By a person's word, the landmarks were accepted by Dr A.",
+    ]
     assert said("list").output == "no case waits for a look at its landmarks\n"
     monkeypatch.chdir(tmp_path)
     assert "accepted as labelled" in said("show", "CASE").output
@@ -317,6 +321,66 @@ def test_a_correction_by_point_from_the_shell(
     words = ("--reviewer", "Dr A", "--comment", "seen")
     found = said("correct", "CASE", *words, "--l2", f"{x},{y},{z}", "--extent", f"{z - 100},{z + 80}")
     assert found.exit_code == 0
+    assert "Cut short at: anterior.\n" in found.output
     word = open_workspace(held).catalog.landmark_review_of(_scan(held).scan_id)
     assert word is not None and word.l2_world_mm == pytest.approx((x, y, z))
     assert "L2 placed at" in said("show", "CASE", "--picture", str(tmp_path / "look.png")).output
+
+
+BEYOND = [
+    "Cut short at: inferior (L4, L5).",
+    "Cut: L4 reaches beyond the inferior border, by the extent that was given.",
+    "Cut: L5 reaches beyond the inferior border, by the extent that was given.",
+]
+
+
+def test_an_extent_beyond_the_scan_is_said_in_the_same_words_everywhere(
+    held: Settings, said: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the reply, by prepare, `status`, `review show`, and on the page; the unclamped box is kept."""
+    x, y, z = _grid(held).world_mm(np.array([45.0, 20.0, 12.0]))  # 60 mm above the lowest slice
+    words = ("--reviewer", "Dr A", "--comment", "seen")
+    where = (f"--l2={x},{y},{z}", f"--extent={z - 140},{z + 100}")
+    told = said("correct", "CASE", *words, *where).output
+    monkeypatch.setattr("retroln.cli.pipeline.Settings", lambda: held)
+    monkeypatch.setattr("retroln.cli.state.Settings", lambda: held)
+    prepared, status = (
+        CliRunner().invoke(cli, command, catch_exceptions=False).output
+        for command in (["prepare"], ["status", "CASE"])
+    )
+    shown = said("show", "CASE", "--picture", str(tmp_path / "look.png")).output
+    history = open_workspace(held).catalog.case_history("CASE")
+    model, contract = SimpleNamespace(dataset=SimpleNamespace(members=())), SimpleNamespace(stand_in=None)
+    page = "\n".join(infer._cautions(model, contract, history))
+    for place in (told, prepared, status, shown, page):
+        assert [sentence for sentence in BEYOND if sentence not in place] == []
+    crop = open_workspace(held).catalog.crop_of(_scan(held).scan_id)
+    spacing = _grid(held).spacing_mm[2]
+    assert "inferior" in crop.clamped_sides
+    assert crop.roi["clamped_sides"] == list(crop.clamped_sides)
+    assert crop.start[2] == 0
+    assert crop.roi["unclamped_voxel"]["start"][2] == round(-80 / spacing)
+    assert _landmarks(held).truncated == ("L4", "L5")
+
+
+def test_an_extent_that_no_spine_has_is_refused_and_not_written_down(
+    held: Settings, said: Callable[..., Result]
+) -> None:
+    x, y, z = _grid(held).world_mm(np.array([45.0, 40.0, 40.0]))
+    words = ("--reviewer", "Dr A", "--comment", "seen")
+    for bottom, top in ((z + 80, z - 100), (z - 400, z + 80), (z + 10, z + 200)):
+        with pytest.raises(LandmarkError, match=r"expected: .*; got: .*; fix: read the heights"):
+            said("correct", "CASE", *words, f"--l2={x},{y},{z}", f"--extent={bottom},{top}")
+    assert open_workspace(held).catalog.landmark_reviews("CASE") == []
+
+
+def test_a_corrected_label_map_and_an_acceptance_say_what_the_region_lacks(
+    held: Settings, tmp_path: Path, phantom: Phantom
+) -> None:
+    labels = phantom.vertebrae.array.copy()
+    labels[labels == 27] = 0  # L5
+    nifti.write_source(tmp_path / "mended.nii.gz", phantom.vertebrae.with_array(labels))
+    mended = landmark_review.correct_by_map(held, "CASE", WORDS, tmp_path / "mended.nii.gz", "totalseg-v2")
+    assert mended.cautions[:2] == ("Cut short at: inferior (L5).", "Not labelled: L5.")
+    assert ingest_and_prepare(held)[1].done == 1
+    assert landmark_review.look(held, "CASE").cautions == mended.cautions

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from retroln.engine import warm
 from retroln.imaging import nifti
 from retroln.imaging.volume import Volume
 from retroln.nnunet.bundle import Contract
+from retroln.report.cautions import UNANCHORED
 from retroln.settings import Hu, RoiSpec
 
 
@@ -29,16 +31,19 @@ class OneNode:
         return ct.with_array(found)
 
 
-def say(folder: Path, stand_in: str | None, monkeypatch: pytest.MonkeyPatch) -> tuple[str, np.ndarray]:
-    """What the command prints, and the label map that it writes."""
+def say(
+    folder: Path, stand_in: str | None, monkeypatch: pytest.MonkeyPatch, *options: str, top: int = 90
+) -> tuple[str, np.ndarray]:
+    """What the command prints of a CT of `top` slices, and the label map that it writes."""
     monkeypatch.setattr(warm, "predictor_for", lambda *_: OneNode(stand_in))
-    labels, grid = spine_labels(), grid_ras()
+    labels = np.asfortranarray(spine_labels()[:, :, :top])
+    grid = grid_ras(labels.shape)
     ct = np.where(labels > 0, 700, -100).astype(np.int16, order="F")
     ct[0, 0, 0] = -1000
     for name, array in (("ct", ct), ("vertebrae", labels)):
         nifti.write(folder / f"{name}.nii.gz", array, grid)
     files = [f"--{name}={folder}/{name}.nii.gz" for name in ("ct", "vertebrae", "output")]
-    ran = CliRunner().invoke(predict, [*files, f"--bundle={folder}"], catch_exceptions=False)
+    ran = CliRunner().invoke(predict, [*files, f"--bundle={folder}", *options], catch_exceptions=False)
     assert ran.exit_code == 0
     return ran.output, nifti.read_labels(folder / "output.nii.gz").array
 
@@ -58,4 +63,24 @@ def test_a_model_that_is_none_says_the_number_alone(tmp_path: Path, monkeypatch:
 
 def test_an_unanchored_spine_passes_with_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said, _ = say(tmp_path, None, monkeypatch)
-    assert "  unanchored: neither a sacral S1 nor ribs confirm the numbering" in said.splitlines()
+    assert f"  {UNANCHORED}" in said.splitlines()
+
+
+def test_what_the_region_lacks_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said, _ = say(tmp_path, None, monkeypatch, top=70)
+    assert said.splitlines()[1:3] == [
+        "  Cut short at: superior (T12).",
+        "  Cut: T12 touches the superior border.",
+    ]
+
+
+def test_a_person_overrules_and_the_record_beside_the_labels_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    say(tmp_path, None, monkeypatch)
+    assert not list(tmp_path.glob("*.json"))
+    said, _ = say(tmp_path, None, monkeypatch, "--accept-landmarks=counted from C2", "--reviewer=Dr A")
+    assert "  By a person's word, the landmarks were accepted by Dr A." in said.splitlines()
+    record = json.loads((tmp_path / "output_roi.json").read_text())
+    assert record["accepted"] == {"reviewer": "Dr A", "comment": "counted from C2"}
+    assert record["box_voxel"] == {"start": [11, 10, 12], "stop": [49, 57, 75]}

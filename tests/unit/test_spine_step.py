@@ -176,4 +176,4 @@ def test_a_case_page_warns_of_stand_in_weights(chosen: Settings, deliver: Delive
 
     history = catalog_of(chosen).case_history("BARE")
     said = infer._cautions(Model(), Contract(), history)  # type: ignore[arg-type]
-    assert said == ["The vertebrae were labelled by stand-in weights, which know phantoms alone."]
+    assert said == ["The vertebrae were labelled by stand-in weights: an oracle."]

@@ -1,0 +1,30 @@
+"""Options with which a person overrules the checks of landmarks in the file tools."""
+
+from __future__ import annotations
+
+import click
+
+from retroln.steps.words import Words
+
+accept_landmarks = click.option(
+    "--accept-landmarks",
+    "comment",
+    metavar="WHY",
+    help="One case: let the landmarks count as labelled, whatever the checks say; why stands in the record.",
+)
+reviewer = click.option(
+    "--reviewer", metavar="WHO", help="With --accept-landmarks: who decides, as it shall stand in the record."
+)
+
+
+def words_of(reviewer: str | None, comment: str | None) -> Words | None:
+    """Who overrules and why; None where nobody does.
+
+    Raises:
+        click.UsageError: one without the other.
+    """
+    if reviewer is None and comment is None:
+        return None
+    if reviewer is None or comment is None:
+        raise click.UsageError("--accept-landmarks WHY and --reviewer WHO go together")
+    return Words(reviewer, comment)
