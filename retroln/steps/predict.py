@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -50,7 +49,7 @@ def predict_file(
 ) -> PredictReport:
     """Write a label map (one label per node, 1..n) on the grid of `ct`.
 
-    With `words` the landmarks count as labelled, whatever the checks say; `<output>_roi.json` beside it then
+    With `words` the landmarks count as labelled, whatever the checks say; `<output>.roi.json` beside it then
     says who wants it so and why.
 
     Raises:
@@ -70,18 +69,16 @@ def predict_file(
         region = roi.locate(spine, assessment, predictor.contract.roi, volume.source)
     predicted = predictor.predict(volume.crop(region.box))
     found = nodes.findings(predicted, predictor.contract.min_finding_mm3).astype(np.uint16)
+    record = output.with_name(f"{output.name}.roi.json")  # `<id>_roi.json` may be that of a crop
+    if words:
+        said = {"case_id": case_id_of(output), **roi.to_json(region), **terms(assessment, words)}
+        write_json(record, said)
     nifti.write(output, roi.paste(found, region), region.source)
+    if not words:
+        record.unlink(missing_ok=True)  # of an earlier run
     return PredictReport(
         nodes=int(found.max()),
         cautions=tuple(cautions(assessment, region.clamped_sides)),
         stand_in=predictor.contract.stand_in,
-        roi=_recorded(output, region, terms(assessment, words)) if words else None,
+        roi=record if words else None,
     )
-
-
-def _recorded(output: Path, region: roi.Roi, said: dict[str, Any]) -> Path:
-    """The record of the region beside the label map, as `crop` writes it."""
-    name = case_id_of(output, keep_channel=True)
-    path = output.with_name(f"{name}_roi.json")
-    write_json(path, {"case_id": name, **roi.to_json(region), **said})
-    return path

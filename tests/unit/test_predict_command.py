@@ -81,6 +81,8 @@ def test_a_person_overrules_and_the_record_beside_the_labels_says_so(
     assert not list(tmp_path.glob("*.json"))
     said, _ = say(tmp_path, None, monkeypatch, "--accept-landmarks=counted from C2", "--reviewer=Dr A")
     assert "  By a person's word, the landmarks were accepted by Dr A." in said.splitlines()
-    record = json.loads((tmp_path / "output_roi.json").read_text())
+    record = json.loads((tmp_path / "output.nii.gz.roi.json").read_text())
     assert record["accepted"] == {"reviewer": "Dr A", "comment": "counted from C2"}
     assert record["box_voxel"] == {"start": [11, 10, 12], "stop": [49, 57, 75]}
+    say(tmp_path, None, monkeypatch)
+    assert not list(tmp_path.glob("*.json"))
