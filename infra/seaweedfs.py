@@ -39,7 +39,11 @@ class S3Server:
             aws_access_key_id=self.access_key,
             aws_secret_access_key=self.secret_key,
             region_name="us-east-1",
-            config=Config(signature_version="s3v4", s3={"addressing_style": "path"}),
+            config=Config(
+                signature_version="s3v4",
+                request_checksum_calculation="when_required",  # as in retroln/storage/s3.py
+                s3={"addressing_style": "path"},
+            ),
         )
 
     def make_bucket(self, name: str) -> str:

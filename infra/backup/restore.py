@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from infra import postgres
 from infra.backup.manifest import verify
@@ -64,3 +66,11 @@ def _restore_objects(stack: Stack, folder: Path) -> None:
                 if entry["content_type"]:
                     extra["ContentType"] = entry["content_type"]
                 client.upload_file(str(path), index.stem, entry["key"], ExtraArgs=extra)
+                _require_kept(client, index.stem, entry)
+
+
+def _require_kept(client: Any, bucket: str, entry: dict[str, Any]) -> None:
+    """Read an object back: a restore is rare, and often the last copy is at stake."""
+    with closing(client.get_object(Bucket=bucket, Key=entry["key"])["Body"]) as body:
+        if hashlib.file_digest(body, "sha256").hexdigest() != entry["sha256"]:
+            raise RuntimeError(f"s3://{bucket}/{entry['key']}: the server kept other bytes than it was sent")

@@ -154,6 +154,7 @@ def _mlflow_environment(stack: Stack, webhook: bool) -> dict[str, str]:
         "AWS_ACCESS_KEY_ID": access,
         "AWS_SECRET_ACCESS_KEY": secret,
         "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",  # as in retroln/storage/s3.py
         "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY": stack.secrets["webhook_encryption"],
     }
     if webhook:  # opens MLflow to calls into this machine; see docs/decisions

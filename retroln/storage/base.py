@@ -66,6 +66,7 @@ class ObjectStore(Protocol):
         Raises:
             NotFoundError: `path` is not a file.
             ConflictError: `if_absent` and the key exists, also when another writer wins a race.
+            IntegrityError: the server kept other bytes, which are removed.
         """
         ...
 

@@ -8,23 +8,30 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from functools import partial
-from io import BytesIO
+from io import BufferedReader, BytesIO
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
-from retroln.errors import MissingExtraError, NotFoundError, SettingsError, install_from_checkout
+from retroln.errors import (
+    IntegrityError,
+    MissingExtraError,
+    NotFoundError,
+    SettingsError,
+    install_from_checkout,
+)
 from retroln.files import atomic_path, naming_disk_refusals, sha256_bytes, sha256_file
 from retroln.settings import Settings
 from retroln.storage import s3_refusals
 from retroln.storage.base import ObjectInfo, already_there, not_found, refused_write, require_sha256
 from retroln.storage.keys import is_hidden, safe_key, safe_prefix
+from retroln.storage.s3_upload import send
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
 
+Result = TypeVar("Result")
+
 _CHUNK_BYTES = 1 << 20
-_ONE_PUT_BYTES = 64 << 20  # streamed in one request, as most CT are; what is larger travels in parts
-_PART_BYTES = 16 << 20  # held in memory; 10,000, S3's limit, reach 160 GB
 _READ_ATTEMPTS = 4
 _MISSING = {"404", "NoSuchKey", "NotFound"}
 _TAKEN = {"412", "PreconditionFailed", "ConditionalRequestConflict"}
@@ -51,10 +58,14 @@ def open_s3(place: str, settings: Settings, *, read_only: bool = False) -> S3Sto
         retries={"max_attempts": 5, "mode": "standard"},
         connect_timeout=10,
         read_timeout=60,
-        # older servers store a trailing checksum as part of the object; RetroLN keeps its own sha256
+        # older servers store a trailing checksum as part of the object
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
-        s3={"addressing_style": "path" if settings.s3_endpoint else "auto"},
+        s3={
+            "addressing_style": "path" if settings.s3_endpoint else "auto",
+            # by itself boto3 signs no body that goes over https with a Content-MD5
+            "payload_signing_enabled": True,
+        },
     )
     access, secret = settings.s3_access_key, settings.s3_secret_key
     connect = partial(
@@ -172,16 +183,20 @@ class S3Store:
         return self._start + safe_key(key)
 
     def _fetch(self, key: str, target: IO[bytes]) -> str:
+        found, recorded = self._read(key, target)
+        return require_sha256(self.uri, key, recorded=recorded, found=found)
+
+    def _read(self, key: str, target: IO[bytes]) -> tuple[str, str | None]:
+        """Copy the bytes; return their sha256 and the recorded one."""
         reply = self._client.get_object(Bucket=self._bucket, Key=self._full(key))
         digest = hashlib.sha256()
         with closing(reply["Body"]) as body:
             for chunk in body.iter_chunks(_CHUNK_BYTES):
                 digest.update(chunk)
                 target.write(chunk)
-        recorded = reply["Metadata"].get("sha256")
-        return require_sha256(self.uri, key, recorded=recorded, found=digest.hexdigest())
+        return digest.hexdigest(), reply["Metadata"].get("sha256")
 
-    def _retried(self, key: str, fetch: Callable[[], str]) -> str:
+    def _retried(self, key: str, fetch: Callable[[], Result]) -> Result:
         """Bodies break after the reply has begun, where boto3's own retries no longer help."""
         from botocore.exceptions import HTTPClientError, IncompleteReadError
 
@@ -194,39 +209,39 @@ class S3Store:
         with self._translated(key):
             return fetch()
 
-    def _upload(self, key: str, sha256: str, if_absent: bool, stream: IO[bytes]) -> ObjectInfo:
-        condition: dict[str, Any] = {"IfNoneMatch": "*"} if if_absent else {}
-        metadata = {"sha256": sha256}
+    def _upload(self, key: str, sha256: str, if_absent: bool, stream: BufferedReader | BytesIO) -> ObjectInfo:
         with stream, self._translated(key):
-            full = self._full(key)
+            place = {"Bucket": self._bucket, "Key": self._full(key)}
             if self._read_only:
                 raise refused_write(self.uri, key)
-            if stream.seek(0, os.SEEK_END) > _ONE_PUT_BYTES:
-                self._upload_parts(full, metadata, condition, stream)
-            else:
-                stream.seek(0)
-                self._client.put_object(
-                    Bucket=self._bucket, Key=full, Body=stream, Metadata=metadata, **condition
-                )
-        return self.stat(key)
+            condition = {"IfNoneMatch": "*"} if if_absent else {}
+            size_bytes, etag = send(
+                self._client, place, stream, metadata={"sha256": sha256}, condition=condition
+            )
+        return self._verified(ObjectInfo(key, size_bytes, etag, sha256))
 
-    def _upload_parts(
-        self, full: str, metadata: dict[str, str], condition: dict[str, Any], stream: IO[bytes]
-    ) -> None:
-        """Send a part at a time; boto3's own transfer knows no conditional put."""
-        upload = self._client.create_multipart_upload(Bucket=self._bucket, Key=full, Metadata=metadata)
-        target: dict[str, Any] = {"Bucket": self._bucket, "Key": full, "UploadId": upload["UploadId"]}
-        parts: list[Any] = []
-        stream.seek(0)
-        try:
-            while chunk := stream.read(_PART_BYTES):
-                sent = self._client.upload_part(**target, PartNumber=len(parts) + 1, Body=chunk)
-                parts.append({"PartNumber": len(parts) + 1, "ETag": sent["ETag"]})
-            self._client.complete_multipart_upload(**target, MultipartUpload={"Parts": parts}, **condition)
-        except BaseException:
-            with suppress(Exception):  # the first error matters; a bucket rule clears what is left
-                self._client.abort_multipart_upload(**target)
-            raise
+    def _verified(self, sent: ObjectInfo) -> ObjectInfo:
+        """Describe what is kept of what was sent; other bytes are removed, for their metadata vouch for them.
+
+        The size, and an ETag that is the MD5, say it for the price of one HEAD. Where the ETag is none, as
+        under SSE-KMS, the object is read. One with another sha256 is a later writer's, who looks after it.
+        """
+        kept = self.stat(sent.key)
+        if kept == sent or kept.sha256 not in (None, sent.sha256):
+            return kept
+        with Path(os.devnull).open("wb") as nowhere:
+            found, recorded = self._retried(sent.key, lambda: self._read(sent.key, nowhere))
+        if found == sent.sha256 or recorded not in (None, sent.sha256):
+            return kept
+        with suppress(Exception):  # what was kept matters more
+            self.delete(sent.key)
+        raise IntegrityError(
+            "the server kept other bytes than it was sent; the object is removed",
+            file=f"{self.uri}/{sent.key}",
+            expected=f"{sent.size_bytes} bytes, sha256 {sent.sha256}",
+            got=f"{kept.size_bytes} bytes, sha256 {found}",
+            fix="use a server, and a proxy before it, that stores a body as it is sent",
+        )
 
     @contextmanager
     def _translated(self, key: str, keep: tuple[type[Exception], ...] = ()) -> Iterator[None]:

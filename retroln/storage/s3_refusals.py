@@ -11,6 +11,11 @@ AWAY = Meaning(
     "does not answer",
     "check that the server at RETROLN_S3_ENDPOINT runs, then try again",
 )
+DAMAGED = Meaning(
+    UnavailableError,
+    "received other bytes than were sent",
+    "try again; if it stays so, look at what lies between: a proxy, a gateway, the network",
+)
 KEYS = Meaning(
     SettingsError,
     "refused the keys",
@@ -46,7 +51,7 @@ _BY_CODE = {
     "AccountProblem": KEYS,
     "AllAccessDisabled": KEYS,
     "AuthorizationHeaderMalformed": PLACE,  # the bucket is in another region
-    "BadDigest": AWAY,  # the bytes were damaged on their way
+    "BadDigest": DAMAGED,
     "BadRequest": REFUSED,
     "ExpiredToken": KEYS,
     "IllegalLocationConstraintException": PLACE,
@@ -66,7 +71,8 @@ _BY_CODE = {
     "SignatureDoesNotMatch": KEYS,
     "Throttling": AWAY,
     "ThrottlingException": AWAY,
-    "XAmzContentChecksumMismatch": AWAY,
+    "XAmzContentChecksumMismatch": DAMAGED,
+    "XAmzContentSHA256Mismatch": DAMAGED,
     "XMinioAdminBucketQuotaExceeded": FULL,
     "XMinioStorageFull": FULL,
 }

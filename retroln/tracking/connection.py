@@ -23,10 +23,12 @@ if TYPE_CHECKING:
 
 _SQLITE = "sqlite:///"
 _CHATTY = ("mlflow", "alembic")
-_QUIET = {
+_ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    # where artifacts go straight to a bucket: older servers store a trailing checksum as part of the object
+    "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
 }
 _WITHOUT_DELAY = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 
@@ -70,7 +72,7 @@ class Connection:
             MissingExtraError: MLflow is not installed.
             UserError: there is no home folder.
         """
-        for name, value in _QUIET.items():
+        for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         if self.user and self.password:
             # MLflow reads its login from the environment at each request and offers no other way

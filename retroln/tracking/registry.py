@@ -64,6 +64,9 @@ class MlflowRegistry:
 
         The bundle's `tree_sha256` becomes the version tag `bundle_sha256`. No alias is set. A bundle
         that is already registered for this run returns its version: a repeated step adds nothing.
+
+        Raises:
+            IntegrityError: what MLflow's artifact store kept is not the bundle; no version is made.
         """
         sha256 = tree_sha256(bundle_dir)
         with translated(self.connection.uri):
@@ -71,6 +74,7 @@ class MlflowRegistry:
             if (known := self._registered(run_id, sha256)) is not None:
                 return known
             model = self._store(bundle_dir, run_id)
+            self._require_kept(model.artifact_location, sha256)
             made = self.connection.client.create_model_version(
                 self.name,
                 source=model.artifact_location,
@@ -179,19 +183,36 @@ class MlflowRegistry:
         return target
 
     def _download(self, version: int, sha256: str, target: Path) -> None:
-        from mlflow.artifacts import download_artifacts
-
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".partial-", dir=target.parent) as folder:
             with translated(self.connection.uri):
-                uri = self.connection.client.get_model_version_download_uri(self.name, str(version))
-                local = download_artifacts(
-                    artifact_uri=f"{uri}/artifacts/{_BUNDLE}",
-                    dst_path=folder,
-                    tracking_uri=self.connection.uri,
-                )
-            _require_sha256(Path(local), sha256)
-            _move_in(Path(local), target)
+                place = self.connection.client.get_model_version_download_uri(self.name, str(version))
+            bundle = self._bundle_at(place, folder)
+            _require_sha256(bundle, sha256)
+            _move_in(bundle, target)
+
+    def _bundle_at(self, place: str, folder: str) -> Path:
+        """Download the bundle of the model that MLflow stores at `place`."""
+        from mlflow.artifacts import download_artifacts
+
+        with translated(self.connection.uri):
+            source = f"{place}/artifacts/{_BUNDLE}"
+            return Path(
+                download_artifacts(artifact_uri=source, dst_path=folder, tracking_uri=self.connection.uri)
+            )
+
+    def _require_kept(self, place: str, sha256: str) -> None:
+        """Read back what was stored: that is seldom, and every later result rests on it."""
+        with tempfile.TemporaryDirectory(prefix="retroln-kept-") as folder:
+            got = tree_sha256(self._bundle_at(place, folder))
+        if got != sha256:
+            raise IntegrityError(
+                "MLflow's artifact store kept other bytes than it was sent",
+                file=place,
+                expected=f"sha256 {sha256}",
+                got=got,
+                fix="give MLflow's server AWS_REQUEST_CHECKSUM_CALCULATION=when_required, and train again",
+            )
 
     def _store(self, bundle_dir: Path, run_id: str) -> LoggedModel:
         """Write the MLflow model with its own copy of the bundle to the artifact store."""

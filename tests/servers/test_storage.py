@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import secrets
 import tracemalloc
+from base64 import b64encode
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -24,8 +25,10 @@ from retroln.errors import (
     UnavailableError,
 )
 from retroln.settings import Settings
+from retroln.storage import s3_upload
 from retroln.storage.base import ObjectStore
 from retroln.storage.open import open_store
+from retroln.storage.s3 import S3Store
 
 MIB = 1 << 20
 
@@ -341,6 +344,27 @@ class TestS3:
         settings = Settings(s3_endpoint="http://127.0.0.1:9", s3_access_key="a", s3_secret_key="b")
         with pytest.raises(UnavailableError, match="RETROLN_S3_ENDPOINT"):
             open_store("s3://bucket", settings).get_bytes("key")
+
+    def test_what_was_put_is_compared_by_one_head_and_no_read(
+        self, s3_server: S3Server, s3_settings: Settings, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr(s3_upload, "_ONE_PUT_BYTES", MIB)
+        monkeypatch.setattr(s3_upload, "_PART_BYTES", 5 * MIB)  # the least that S3 takes
+        store = open_store(s3_server.make_bucket(f"b-{secrets.token_hex(6)}"), s3_settings)
+        monkeypatch.setattr(S3Store, "_read", None)
+        for data in (b"", b"voxels", secrets.token_bytes(6 * MIB)):
+            put = store.put_bytes(data, "key")
+            assert (put.size_bytes, put.sha256) == (len(data), sha256(data))
+
+    def test_bytes_damaged_on_their_way_are_refused_before_anybody_sees_them(
+        self, s3_server: S3Server, s3_settings: Settings, monkeypatch: pytest.MonkeyPatch
+    ):
+        store = open_store(s3_server.make_bucket(f"b-{secrets.token_hex(6)}"), s3_settings)
+        store.put_bytes(b"before", "key")
+        monkeypatch.setattr(s3_upload, "_in_base64", lambda _: b64encode(bytes(16)).decode())
+        with pytest.raises(UnavailableError, match="received other bytes than were sent"):
+            store.put_bytes(b"voxels", "key")
+        assert store.get_bytes("key") == b"before"
 
     def test_no_part_of_a_refused_upload_stays(self, s3_server: S3Server, s3_settings: Settings, tmp_path):
         bucket = s3_server.make_bucket(f"b-{secrets.token_hex(6)}")

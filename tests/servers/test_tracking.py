@@ -258,6 +258,21 @@ def test_a_bundle_changed_in_the_artifact_store_never_arrives(
     assert list((tmp_path / "cache").iterdir()) == []
 
 
+def test_a_bundle_that_the_artifact_store_keeps_altered_makes_no_version(settings, run, bundle, monkeypatch):
+    registry = MlflowRegistry.of(settings)
+    genuine = registry.connection.client.log_model_artifacts
+
+    def framed(model_id, folder):
+        (checkpoint,) = Path(folder).rglob("checkpoint_final.pth")
+        checkpoint.write_bytes(b"d;chunk-signature\r\n" + checkpoint.read_bytes())
+        genuine(model_id, folder)
+
+    monkeypatch.setattr(registry.connection.client, "log_model_artifacts", framed)
+    with pytest.raises(IntegrityError, match="artifact store kept other bytes than it was sent"):
+        registry.register(bundle, run.run_id, {})
+    assert registry.versions() == []
+
+
 def test_aliases_move_and_go(settings, run, bundle):
     registry = MlflowRegistry.of(settings)
     assert registry.get_alias("champion") is None

@@ -1,11 +1,14 @@
 """What a backup refuses before it touches anything; the stack's tests save and restore for real."""
 
+import hashlib
+from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from infra.backup.manifest import MANIFEST, verify, write_manifest
-from infra.backup.restore import restore
+from infra.backup.restore import _require_kept, restore
 from infra.backup.save import save
 from infra.stack.plan import Stack
 
@@ -51,6 +54,14 @@ def test_nothing_is_restored_over_a_stack(backup: Path, stack: Stack) -> None:
     with pytest.raises(RuntimeError, match="is not empty"):
         restore(stack, backup, tell=print)
     assert (stack.home / "secrets.json").read_text() == "{}"
+
+
+def test_a_restored_object_is_read_back() -> None:
+    kept = SimpleNamespace(get_object=lambda **_: {"Body": BytesIO(b"rows")})
+    entry = {"key": "scans/1", "sha256": hashlib.sha256(b"rows").hexdigest()}
+    _require_kept(kept, "store", entry)
+    with pytest.raises(RuntimeError, match="s3://store/scans/1: the server kept other bytes"):
+        _require_kept(kept, "store", {**entry, "sha256": hashlib.sha256(b"framed rows").hexdigest()})
 
 
 def test_a_stack_that_is_down_cannot_be_saved(tmp_path: Path, stack: Stack) -> None:

@@ -58,7 +58,8 @@ class TestS3:
             ("502", 502, "AWAY"),
             ("TooManyRequests", 429, "AWAY"),
             ("RequestTimeout", 400, "AWAY"),
-            ("BadDigest", 400, "AWAY"),
+            ("BadDigest", 400, "DAMAGED"),
+            ("XAmzContentSHA256Mismatch", 400, "DAMAGED"),
             ("NoSuchUpload", 404, "AWAY"),
         ],
     )
@@ -88,9 +89,9 @@ class TestS3:
     def test_no_reply(self, error: Exception, meaning: str) -> None:
         assert s3_refusals.of_failure(error) is getattr(s3_refusals, meaning)
 
-    def test_outages_are_one_meaning(self) -> None:
+    def test_two_meanings_are_worth_another_try(self) -> None:
         kinds = {name: getattr(value, "kind", None) for name, value in vars(s3_refusals).items()}
-        assert [name for name, kind in kinds.items() if kind is UnavailableError] == ["AWAY"]
+        assert [name for name, kind in kinds.items() if kind is UnavailableError] == ["AWAY", "DAMAGED"]
 
 
 class TestDisk:
