@@ -6,10 +6,11 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -72,22 +73,34 @@ def naming_disk_refusals() -> Iterator[None]:
 
 
 @contextmanager
-def atomic_path(target: Path) -> Iterator[Path]:
-    """Yield a temporary sibling of `target` that replaces it when the block succeeds.
+def partial_beside(target: Path) -> Iterator[Path]:
+    """Yield a new, hidden and empty sibling of `target`, gone at the end if it was not moved away.
 
-    The sibling keeps the target's extensions, because writers choose a format by name.
+    Its mode is 0666 less the umask, as of any new file: `tempfile` makes 0600, whatever the umask. It keeps
+    the target's extensions, because writers choose a format by name. The folder is made if it is missing.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    suffix = "".join(target.suffixes[-2:])
-    handle, name = tempfile.mkstemp(prefix=".partial-", suffix=suffix, dir=target.parent)
-    os.close(handle)
-    partial = Path(name)
+    partial = target.with_name(f".partial-{secrets.token_hex(8)}{''.join(target.suffixes[-2:])}")
+    partial.touch(exist_ok=False)
     try:
         yield partial
-        partial.chmod(0o644)
-        partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_path(target: Path) -> Iterator[Path]:
+    """Yield a `partial_beside` of `target` that replaces it when the block succeeds."""
+    with partial_beside(target) as partial:
+        yield partial
+        partial.replace(target)
+
+
+def ensure_file(path: Path) -> None:
+    """Make an empty file, and its folder, unless it is there. SQLite would give it 0644 at most."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        path.touch(exist_ok=False)
 
 
 def write_bytes(target: Path, data: bytes) -> None:

@@ -21,6 +21,7 @@ from sqlalchemy.orm import Session
 from retroln.catalog import revisions
 from retroln.catalog.refusals import BUSY, meaning_of, translated, without_password
 from retroln.errors import MissingExtraError, RefusedError, SettingsError
+from retroln.files import ensure_file
 
 _BUSY_TIMEOUT_S = 60
 
@@ -74,7 +75,7 @@ def open_database(url: str, password: str | None = None) -> Database:
         SettingsError: the URL is unusable, or the server refuses the login or cannot be reached as asked.
         MissingExtraError: PostgreSQL without psycopg.
         UnavailableError: the server does not answer.
-        RefusedError: the folder cannot be made, the disk is full; see `refusals`.
+        RefusedError: the file cannot be made, the disk is full; see `refusals`.
         UserError: the schema is older or newer than this RetroLN's, or another program's.
     """
     engine = _connect(url, password)
@@ -122,7 +123,7 @@ def _connect(url: str, password: str | None) -> Engine:
     if address.username and address.password is None and password is not None:
         address = address.set(password=password)
     if address.get_backend_name() == "sqlite" and address.database not in (None, "", ":memory:"):
-        _create_parent(Path(str(address.database)))
+        _create_file(Path(str(address.database)))
     return _create_engine(address)
 
 
@@ -174,14 +175,12 @@ def _unusable(got: str) -> SettingsError:
     )
 
 
-def _create_parent(path: Path) -> None:
+def _create_file(path: Path) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        ensure_file(path)
     except OSError as error:
         fix = "choose a place that can be written in RETROLN_CATALOG_URL"
-        raise RefusedError(
-            "the catalog's folder cannot be made", file=path, got=str(error), fix=fix
-        ) from error
+        raise RefusedError("the catalog's file cannot be made", file=path, got=str(error), fix=fix) from error
 
 
 def _create_engine(address: URL) -> Engine:

@@ -10,7 +10,6 @@ import errno
 import fcntl
 import hashlib
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -18,7 +17,14 @@ from pathlib import Path
 from typing import IO
 
 from retroln.errors import InputError, NotFoundError
-from retroln.files import atomic_path, naming_disk_refusals, sha256_bytes, sha256_file, write_bytes
+from retroln.files import (
+    atomic_path,
+    naming_disk_refusals,
+    partial_beside,
+    sha256_bytes,
+    sha256_file,
+    write_bytes,
+)
 from retroln.storage.base import ObjectInfo, already_there, not_found, refused_write, require_sha256
 from retroln.storage.keys import is_hidden, safe_key, safe_prefix
 
@@ -160,7 +166,7 @@ class LocalStore:
             raise refused_write(self._uri, key)
         if target.is_dir() or any(parent.is_file() for parent in target.parents):
             raise already_there(self._uri, key)
-        with _partial(target) as partial:
+        with partial_beside(target) as partial:
             with partial.open("wb") as copy:
                 sha256 = _copy(stream, copy)
                 copy.flush()
@@ -246,16 +252,3 @@ def _copy(source: IO[bytes], target: IO[bytes]) -> str:
         digest.update(chunk)
         target.write(chunk)
     return digest.hexdigest()
-
-
-@contextmanager
-def _partial(target: Path) -> Iterator[Path]:
-    """A hidden sibling of `target`, gone at the end if it was not moved away."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=".partial-", dir=target.parent)
-    os.fchmod(handle, 0o644)
-    os.close(handle)
-    try:
-        yield Path(name)
-    finally:
-        Path(name).unlink(missing_ok=True)

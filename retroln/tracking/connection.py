@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from pydantic import SecretStr
 
 from retroln.errors import MissingExtraError, RefusedError, install_from_checkout
+from retroln.files import ensure_file
 from retroln.machine import require_home
 from retroln.settings import Settings
 from retroln.tracking.refusals import refusal
@@ -86,7 +87,7 @@ class Connection:
         for name in _CHATTY:
             logging.getLogger(name).setLevel(logging.WARNING)
         if self.uri.startswith(_SQLITE):
-            Path(self.uri.removeprefix(_SQLITE)).parent.mkdir(parents=True, exist_ok=True)
+            ensure_file(Path(self.uri.removeprefix(_SQLITE)))
         with translated(self.uri):
             return MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
 

@@ -215,7 +215,7 @@ class TestSqlite:
 
     def test_a_folder_that_cannot_be_made(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_bytes(b"")
-        with pytest.raises(RefusedError, match="folder cannot be made"):
+        with pytest.raises(RefusedError, match="file cannot be made"):
             Catalog.open(f"sqlite:///{tmp_path}/file/catalog.db")
 
     def test_a_file_that_another_program_holds_is_worth_another_try(

@@ -9,6 +9,11 @@ from pathlib import Path
 import pytest
 
 from retroln import files
+from retroln.steps.files import crop_files, paste_file
+from retroln.tracking.registry import MlflowRegistry
+from retroln.tracking.runs import attach
+from tests.stand_in import register
+from tests.way import ingest_and_prepare
 
 
 def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -53,9 +58,44 @@ def test_the_temporary_file_keeps_the_extensions(tmp_path, name, suffix):
         assert partial.name.endswith(suffix) and partial.name.startswith(".partial-")
 
 
-def test_files_are_readable_by_others(tmp_path):
-    files.write_bytes(tmp_path / "x", b"1")
-    assert stat.S_IMODE((tmp_path / "x").stat().st_mode) == 0o644
+@pytest.fixture(params=[0o077, 0o027, 0o002], ids="{:03o}".format)
+def umask(request):
+    """What an operator set: private, readable by the group, shared with the group."""
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+def modes(folder):
+    """The modes of every file and every folder below, but for code that MLflow copies as it was installed."""
+    paths = [path for path in folder.rglob("*") if path.suffix != ".py"]
+    found = [(path.is_dir(), stat.S_IMODE(path.stat().st_mode)) for path in paths]
+    return {mode for is_dir, mode in found if not is_dir}, {mode for is_dir, mode in found if is_dir}
+
+
+def test_the_mode_is_what_umask_leaves_of_0666(tmp_path, umask):
+    files.write_bytes(tmp_path / "a" / "new", b"1")
+    (tmp_path / "a" / "old").touch(0o600)
+    files.write_bytes(tmp_path / "a" / "old", b"2")
+    files.ensure_file(tmp_path / "a" / "database")
+    files.ensure_file(tmp_path / "a" / "database")
+    assert modes(tmp_path) == ({0o666 & ~umask}, {0o777 & ~umask})
+
+
+@pytest.mark.parametrize("umask", [0o007], indirect=True, ids=["007"])
+def test_umask_holds_for_everything_that_the_steps_and_the_file_tools_leave(
+    tmp_path, umask, settings, deliver
+):
+    folder = deliver("CASE", "P1")
+    ingest_and_prepare(settings)
+    register(settings, tmp_path / "model", stand_in="for the modes of its files")
+    registry = MlflowRegistry.of(settings)
+    registry.fetch(1, tmp_path / "work" / "models")
+    attach(settings, "0" * 32).log_metrics({"dice": 0.5})  # no such run: it waits in the journal
+    crop_files(folder / "ct.nii.gz", folder / "vertebrae.nii.gz", tmp_path / "crop")
+    paste_file(tmp_path / "crop/ct_ct.nii.gz", tmp_path / "crop/ct_roi.json", tmp_path / "crop/back.nii")
+    assert list((tmp_path / "work" / "journals").iterdir())
+    assert modes(tmp_path) == ({0o660}, {0o770})
 
 
 def test_a_folder_in_the_way_is_an_error_without_leftovers(tmp_path):
