@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from retroln.catalog.accounting import Accounting, CaseOutcome
 from retroln.errors import UserError
-from retroln.files import write_json
+from retroln.files import naming_disk_refusals, write_json
 from retroln.machine import share_threads
 from retroln.nnunet.arithmetic import Machine
 from retroln.report.terminal import figure_table, stage_table
@@ -48,7 +48,8 @@ def main(arguments: list[str] | None = None) -> int:
     share_threads(1)
     _keep_to_this_machine()
     try:
-        return run_real(options.real) if options.real else run_demo()
+        with naming_disk_refusals():
+            return run_real(options.real) if options.real else run_demo()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -21,22 +21,35 @@ SETTLED_NS = 2_000_000_000
 _CHUNK_BYTES = 1 << 20
 _hashes: dict[tuple[int, ...], str] = {}
 
+_ELSEWHERE = "name another place"
 _FULL = Meaning(
     RefusedError, "has no room left", "free space, or raise the quota or the limit on the size of files"
 )
 _READ_ONLY = Meaning(RefusedError, "is read-only", "choose a place that can be written")
 _NO_RIGHT = Meaning(RefusedError, "refuses this user", "give the user the right, or choose another place")
 _BROKEN = Meaning(RefusedError, "has a fault of its own", "look at the system's log, and check the disk")
+_TOO_LONG = Meaning(RefusedError, "takes no name as long as this", "choose a shorter one")
+_CIRCLE = Meaning(RefusedError, "has a link here that leads back to itself", "mend the link")
+_NO_FOLDER = Meaning(UserError, "has a file where a folder is needed", _ELSEWHERE)
+_NO_FILE = Meaning(UserError, "has a folder where a file is needed", _ELSEWHERE)
+_NO_REGULAR_FILE = Meaning(UserError, "has a device or a pipe where a file is needed", _ELSEWHERE)
+_IN_USE = Meaning(RefusedError, "has this in use, as a mount, say", "choose another place")
 _AWAY = Meaning(UnavailableError, "is away", "check the network file system, then try again")
 _BY_ERRNO = {
     errno.EACCES: _NO_RIGHT,
+    errno.EBUSY: _IN_USE,
     errno.EDQUOT: _FULL,
+    errno.EEXIST: _NO_FOLDER,
     errno.EFBIG: _FULL,
     errno.EHOSTDOWN: _AWAY,
     errno.EHOSTUNREACH: _AWAY,
     errno.EIO: _BROKEN,
+    errno.EISDIR: _NO_FILE,
+    errno.ELOOP: _CIRCLE,
+    errno.ENAMETOOLONG: _TOO_LONG,
     errno.ENOSPC: _FULL,
     errno.ENOTCONN: _AWAY,
+    errno.ENOTDIR: _NO_FOLDER,
     errno.EPERM: _NO_RIGHT,
     errno.EROFS: _READ_ONLY,
     errno.ESTALE: _AWAY,
@@ -46,24 +59,14 @@ _BY_ERRNO = {
 
 
 def disk_refusal(error: OSError) -> UserError | None:
-    """What the disk cannot do, by name and with the fix; None for an error that says nothing of it."""
-    meaning = _BY_ERRNO.get(error.errno or 0)
-    return meaning.error("the disk", file=error.filename, got=error.strerror) if meaning else None
-
-
-def misplaced(error: OSError) -> UserError | None:
-    """What is wrong with a path where a file and a folder were mixed up; None for any other error."""
-    path, fix = error.filename2 or error.filename, "name another place"
-    if isinstance(error, NotADirectoryError | FileExistsError):
-        return UserError("on this path stands a file where a folder is needed", file=path, fix=fix)
-    if isinstance(error, IsADirectoryError):
-        return UserError("a folder stands where a file is needed", file=path, fix=fix)
-    return None
+    """What the disk cannot do, or what is wrong with a place on it, and the fix; None for another error."""
+    meaning, path = _BY_ERRNO.get(error.errno or 0), error.filename2 or error.filename
+    return meaning.error("the disk", file=path, got=error.strerror) if meaning else None
 
 
 @contextmanager
 def naming_disk_refusals() -> Iterator[None]:
-    """Raise `OSError` that tells of the disk as `RefusedError` or `UnavailableError`; decorates, too."""
+    """Raise `OSError` that tells of the disk as `UserError` of the kind that fits; decorates, too."""
     try:
         yield
     except OSError as error:
@@ -78,27 +81,81 @@ def partial_beside(target: Path) -> Iterator[Path]:
 
     Its mode is 0666 less the umask, as of any new file: `tempfile` makes 0600, whatever the umask. It keeps
     the target's extensions, because writers choose a format by name. The folder is made if it is missing.
+    An error of the disk in the block names the target.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     partial = target.with_name(f".partial-{secrets.token_hex(8)}{''.join(target.suffixes[-2:])}")
-    partial.touch(exist_ok=False)
     try:
-        yield partial
+        with _no_place(target):
+            partial.touch(exist_ok=False)
+        with naming_full(target):
+            yield partial
+    except OSError as error:
+        if str(error.filename) == str(partial):
+            error.filename = str(target)
+        raise
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # the first error matters
+            partial.unlink(missing_ok=True)
 
 
 @contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
-    """Yield a `partial_beside` of `target` that replaces it when the block succeeds."""
+    """Yield a `partial_beside` of `target` that replaces it when the block succeeds.
+
+    Raises:
+        OSError: of the disk; `naming_disk_refusals` gives it words.
+        UserError: a device or a pipe is there, which a file would take the place of.
+    """
+    _require_replaceable(target)
     with partial_beside(target) as partial:
         yield partial
         partial.replace(target)
 
 
+def require_writable(target: Path) -> None:
+    """Raise what `atomic_path` would, before work that would be lost."""
+    _require_replaceable(target)
+    with partial_beside(target):
+        pass
+
+
+def _require_replaceable(target: Path) -> None:
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
+    if target.exists() and not target.is_file():
+        raise _NO_REGULAR_FILE.error("the disk", file=target)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, unless it is there."""
+    with _no_place(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def _no_place(path: Path) -> Iterator[None]:
+    """What is not there cannot be made either: so says /proc, whose files only the kernel makes."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise PermissionError(errno.EACCES, "nothing can be made here", str(path)) from error
+
+
+@contextmanager
+def naming_full(path: Path) -> Iterator[None]:
+    """Let an error that says there is no room name this file: writing and flushing name none."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and _BY_ERRNO.get(error.errno or 0) is _FULL:
+            error.filename = str(path)
+        raise
+
+
 def ensure_file(path: Path) -> None:
     """Make an empty file, and its folder, unless it is there. SQLite would give it 0644 at most."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with suppress(FileExistsError):
         path.touch(exist_ok=False)
 

@@ -14,6 +14,7 @@ from infra.backup.restore import restore
 from infra.backup.save import save
 from infra.stack.plan import Stack
 from retroln.errors import UserError
+from retroln.files import naming_disk_refusals
 
 
 @click.group()
@@ -48,7 +49,8 @@ def _stack_of(folder: Path) -> Stack:
 
 def _told(do: Callable[[Callable[[str], None]], None]) -> None:
     try:
-        do(lambda what: click.echo(f"  {what} ..."))
+        with naming_disk_refusals():
+            do(lambda what: click.echo(f"  {what} ..."))
     except (RuntimeError, UserError) as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(1)

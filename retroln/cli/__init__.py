@@ -5,12 +5,11 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 from io import TextIOWrapper
-from typing import NoReturn
 
 import click
 
 from retroln.errors import UserError
-from retroln.files import disk_refusal, misplaced
+from retroln.files import naming_disk_refusals
 from retroln.machine import share_threads
 
 _COMMANDS = {
@@ -71,14 +70,11 @@ def main() -> None:
         if isinstance(stream, TextIOWrapper):  # a terminal may know fewer letters than a name has
             stream.reconfigure(errors="backslashreplace")
     try:
-        cli.main(standalone_mode=False)
+        with naming_disk_refusals():
+            cli.main(standalone_mode=False)
     except UserError as error:
-        _stop(error)
-    except OSError as error:
-        mendable = disk_refusal(error) or misplaced(error)
-        if mendable is None:
-            raise
-        _stop(mendable)
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -87,8 +83,3 @@ def main() -> None:
     except click.Abort:
         click.echo("stopped", err=True)
         sys.exit(130)
-
-
-def _stop(error: UserError) -> NoReturn:
-    click.echo(f"error: {error}", err=True)
-    sys.exit(error.exit_code)

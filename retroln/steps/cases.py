@@ -13,6 +13,7 @@ from contextlib import closing
 from typing import TypeVar
 
 from retroln.catalog.accounting import CaseOutcome, Outcome
+from retroln.files import naming_disk_refusals
 from retroln.machine import share_threads
 from retroln.steps.outages import riding_out
 
@@ -60,8 +61,13 @@ def tell(outcome: CaseOutcome, on_outcome: OnOutcome | None) -> None:
 
 def guarded(function: CaseFunction[Item], item: Item, case_id: str, patience_s: float = 0.0) -> CaseOutcome:
     """The function's outcome; a failed one, with the error's name as reason, for what escapes it."""
+
+    @naming_disk_refusals()
+    def attempt() -> CaseOutcome:
+        return function(item)
+
     try:
-        return riding_out(lambda: function(item), patience_s)
+        return riding_out(attempt, patience_s)
     except Exception as error:
         log.debug("case %s", case_id, exc_info=True)
         return CaseOutcome(case_id, Outcome.FAILED, type(error).__name__, f"{type(error).__name__}: {error}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from retroln.anatomy import landmarks, roi
 from retroln.anatomy.on_bone import require_on_bone
 from retroln.anatomy.vertebrae import Vertebrae
 from retroln.errors import InputError, NotFoundError, UserError, naming
-from retroln.files import write_json
+from retroln.files import atomic_path, require_writable, write_json
 from retroln.imaging import intensity, nifti
 from retroln.imaging.geometry import Grid, require_same_grid
 from retroln.imaging.volume import Volume
@@ -73,8 +74,9 @@ def crop_files(
     """Write `<id>_ct.nii.gz`, `<id>_mask.nii.gz` (when given) and, last, `<id>_roi.json`; all RAS+.
 
     The CT is scaled to 0..1 as float32 over `hu`, or kept as HU in its stored type when `normalize` is
-    False. A mask of an earlier crop is removed when none is given. With `words` the landmarks count as
-    labelled, whatever the checks say, and the record says who wants it so and why.
+    False. A mask of an earlier crop is removed when none is given. What an earlier crop left stays until
+    this one is written whole. With `words` the landmarks count as labelled, whatever the checks say, and the
+    record says who wants it so and why.
 
     Raises:
         InputError, GeometryError, LandmarkError, NotFoundError: unusable or unfitting input; nothing
@@ -116,12 +118,13 @@ def paste_file(crop: Path, roi_json: Path, output: Path) -> None:
         InputError: `bad_roi`, or an unreadable crop.
         GeometryError: the crop does not lie on the region.
     """
+    target = checked_output(output)
     region = _read_record(roi_json)
     volume = nifti.read(crop)
     require_same_grid(
         region.crop_grid, volume.grid, what="crop", file=crop, reference_name=f"the region of {roi_json.name}"
     )
-    nifti.write(_checked_name(output), roi.paste(volume.array, region), region.source)
+    nifti.write(target, roi.paste(volume.array, region), region.source)
 
 
 def acceptance(words: Words | None) -> landmarks.Ruling | None:
@@ -172,14 +175,19 @@ def _cut_mask(mask: Path, region: roi.Roi) -> tuple[Volume, roi.Containment]:
 
 
 def _write(report: CropReport, image: Volume, labels: Volume | None, mask_path: Path) -> None:
-    """The record comes last: where it stands, the crop is complete."""
-    report.roi.unlink(missing_ok=True)
-    nifti.write(report.ct, image.array, image.grid)
-    if labels is None:
-        mask_path.unlink(missing_ok=True)
-    else:
-        nifti.write(mask_path, labels.array, labels.grid)
-    write_json(report.roi, report.record)
+    """All of it or nothing: what is there is touched when the rest is written.
+
+    The record comes last: where it stands, the crop is complete.
+    """
+    with ExitStack() as swapped_in:  # the last one first
+        record = swapped_in.enter_context(atomic_path(report.roi))
+        if labels is not None:
+            nifti.write(swapped_in.enter_context(atomic_path(mask_path)), labels.array, labels.grid)
+        nifti.write(swapped_in.enter_context(atomic_path(report.ct)), image.array, image.grid)
+        write_json(record, report.record)
+        report.roi.unlink(missing_ok=True)
+        if labels is None:
+            mask_path.unlink(missing_ok=True)
 
 
 def _checked_id(case_id: str) -> str:
@@ -193,11 +201,18 @@ def _checked_id(case_id: str) -> str:
     return case_id
 
 
-def _checked_name(output: Path) -> Path:
+def checked_output(output: Path) -> Path:
+    """The place of a NIfTI file that will be written, looked at before the work.
+
+    Raises:
+        UserError: the name has no extension of NIfTI.
+        OSError: as `retroln.files.require_writable`.
+    """
     if not output.name.endswith((".nii", ".nii.gz")):
         raise UserError(
             "output name has no NIfTI extension", expected=".nii or .nii.gz", got=output.name, fix="rename it"
         )
+    require_writable(output)
     return output
 
 

@@ -18,7 +18,7 @@ from typing import Any, TextIO
 
 from retroln.catalog.accounting import Outcome
 from retroln.errors import ConflictError
-from retroln.files import sha256_file, write_json
+from retroln.files import make_folder, naming_full, sha256_file, write_json
 
 SUMMARY = "summary.json"
 JOURNAL = ".retroln-journal.jsonl"
@@ -116,7 +116,7 @@ class FolderLedger:
         Raises:
             ConflictError: another run is at work here, or the folder belongs to another command.
         """
-        self._folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self._folder)
         self._journal = self._locked()
         try:
             self.entries = {**self._from_summary(), **self._from_journal()}
@@ -151,10 +151,11 @@ class FolderLedger:
 
     def _append(self, content: Mapping[str, Any]) -> None:
         assert self._journal is not None
-        if os.fstat(self._journal.fileno()).st_size == 0:
-            self._journal.write(json.dumps(self._header()) + "\n")
-        self._journal.write(json.dumps(content) + "\n")
-        self._journal.flush()
+        with naming_full(self._folder / JOURNAL):
+            if os.fstat(self._journal.fileno()).st_size == 0:
+                self._journal.write(json.dumps(self._header()) + "\n")
+            self._journal.write(json.dumps(content) + "\n")
+            self._journal.flush()
 
     def _locked(self) -> TextIO:
         path = self._folder / JOURNAL
@@ -176,7 +177,8 @@ class FolderLedger:
         assert self._journal is not None
         if os.fstat(self._journal.fileno()).st_size == 0:
             (self._folder / JOURNAL).unlink(missing_ok=True)
-        self._journal.close()
+        with naming_full(self._folder / JOURNAL):
+            self._journal.close()
 
     def _from_summary(self) -> dict[str, Entry]:
         path = self._folder / SUMMARY

@@ -15,7 +15,7 @@ from retroln.imaging import nifti
 from retroln.imaging.geometry import require_same_grid
 from retroln.report.cautions import cautions
 from retroln.settings import AskedArithmetic, Device, LabelScheme
-from retroln.steps.files import acceptance, case_id_of, terms
+from retroln.steps.files import acceptance, case_id_of, checked_output, terms
 from retroln.steps.words import Words
 
 
@@ -55,10 +55,11 @@ def predict_file(
     Raises:
         InputError: unusable CT or landmarks, or grids that do not agree.
         UserError: `words` that do not say who and why.
+        UserError, OSError: as `retroln.steps.files.checked_output`, before anything is read.
     """
     from retroln.engine.warm import predictor_for
 
-    ruling = acceptance(words)
+    target, ruling = checked_output(output), acceptance(words)
     volume = nifti.read(ct)
     nifti.check_ct(volume, ct)
     spine = Vertebrae.read(vertebrae, label_ids)
@@ -69,11 +70,11 @@ def predict_file(
         region = roi.locate(spine, assessment, predictor.contract.roi, volume.source)
     predicted = predictor.predict(volume.crop(region.box))
     found = nodes.findings(predicted, predictor.contract.min_finding_mm3).astype(np.uint16)
-    record = output.with_name(f"{output.name}.roi.json")  # `<id>_roi.json` may be that of a crop
+    record = target.with_name(f"{target.name}.roi.json")  # `<id>_roi.json` may be that of a crop
     if words:
-        said = {"case_id": case_id_of(output), **roi.to_json(region), **terms(assessment, words)}
+        said = {"case_id": case_id_of(target), **roi.to_json(region), **terms(assessment, words)}
         write_json(record, said)
-    nifti.write(output, roi.paste(found, region), region.source)
+    nifti.write(target, roi.paste(found, region), region.source)
     if not words:
         record.unlink(missing_ok=True)  # of an earlier run
     return PredictReport(

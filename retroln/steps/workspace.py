@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from retroln.catalog.catalog import Catalog
+from retroln.files import make_folder
 from retroln.settings import Settings
 from retroln.storage.base import ObjectStore
 from retroln.storage.open import open_store
@@ -47,7 +48,7 @@ class Workspace:
     @contextmanager
     def scratch(self) -> Iterator[Path]:
         """A private folder that is gone when the block ends."""
-        self.settings.work_dir.mkdir(parents=True, exist_ok=True)
+        make_folder(self.settings.work_dir)
         with tempfile.TemporaryDirectory(prefix="case-", dir=self.settings.work_dir) as folder:
             yield Path(folder)
 

@@ -127,6 +127,10 @@ class LocalStore:
             )
         return path
 
+    def _folders_of(self, path: Path) -> Iterator[Path]:
+        """The folders between the root and an object."""
+        return (folder for folder in path.parents if self._root in folder.parents)
+
     def _is_inside(self, path: Path) -> bool:
         return Path(os.path.realpath(path)).is_relative_to(self._root)
 
@@ -164,7 +168,7 @@ class LocalStore:
         target = self._path(key)
         if self._read_only:
             raise refused_write(self._uri, key)
-        if target.is_dir() or any(parent.is_file() for parent in target.parents):
+        if target.is_dir() or any(parent.is_file() for parent in self._folders_of(target)):
             raise already_there(self._uri, key)
         with partial_beside(target) as partial:
             with partial.open("wb") as copy:

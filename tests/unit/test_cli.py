@@ -119,30 +119,6 @@ def test_missing_file_is_one_line(retroln: Command, tmp_path: Path) -> None:
     _require_one_line(retroln("crop", *arguments), 7, "none.nii.gz")
 
 
-@pytest.mark.parametrize("place", ["file", "file/below"])
-def test_an_output_folder_that_is_a_file_is_one_line(
-    retroln: Command, deliver: Callable[..., Path], tmp_path: Path, place: str
-) -> None:
-    folder = deliver("CASE", "P1")
-    (tmp_path / "file").touch()
-    arguments = ("--ct", f"{folder}/ct.nii.gz", "--vertebrae", f"{folder}/vertebrae.nii.gz")
-    found = retroln("crop", *arguments, "--output-dir", f"{tmp_path}/{place}")
-    _require_one_line(found, 2, f"{tmp_path}/{place}", "a file where a folder is needed", "fix: ")
-    folders = ("--input-dir", str(folder), "--vertebrae-dir", str(folder))
-    found = retroln("crop", *folders, "--output-dir", f"{tmp_path}/{place}")
-    said = found.stderr.splitlines()[-1]  # below the progress
-    assert (found.returncode, said.startswith(f"error: {tmp_path}/file")) == (2, True)
-    assert "a file where a folder is needed; fix: " in said
-
-
-def test_an_output_that_is_a_folder_is_one_line(
-    retroln: Command, deliver: Callable[..., Path], tmp_path: Path
-) -> None:
-    labels = deliver("CASE", "P1") / "mask.nii.gz"
-    found = retroln("measure", "--labels", str(labels), "--output", str(tmp_path))
-    _require_one_line(found, 2, f"{tmp_path}: a folder stands where a file is needed", "fix: ")
-
-
 def test_a_full_disk_is_one_line_with_the_fix(
     retroln: Command, deliver: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
