@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from retroln.errors import (
@@ -33,6 +34,16 @@ TLS = Meaning(
     " https:// in RETROLN_MLFLOW_URI",
 )
 FULL = Meaning(RefusedError, "has no room left", "free space on the server")
+TOO_LARGE = Meaning(
+    RefusedError,
+    "or a proxy before it takes no request of this size",
+    "raise the proxy's limit, such as nginx's client_max_body_size",
+)
+DELETED = Meaning(
+    RefusedError,
+    "changes nothing that was deleted",
+    "`mlflow runs restore --run-id ID` or `mlflow experiments restore -x ID`, or begin anew",
+)
 REFUSED = Meaning(RefusedError, "cannot do this", _LOOK)
 
 _BY_CODE = {
@@ -60,6 +71,7 @@ _BY_STATUS = {
     404: MISSING,
     408: AWAY,
     409: TAKEN,
+    413: TOO_LARGE,
     429: AWAY,
     501: REFUSED,
     507: FULL,
@@ -72,7 +84,11 @@ _BY_WORDS = {
     "No connection adapters": NOT_MLFLOW,
     "Invalid url": NOT_MLFLOW,
     "not in a valid JSON format": NOT_MLFLOW,
+    "{'detail': 'Not Found'}": NOT_MLFLOW,  # as Prefect, say, answers
+    "must be in the 'active' state": DELETED,
 }
+_STATUS = re.compile(r"failed with error code (\d{3})|\b([45]\d\d) (?:Client|Server) Error")
+"""Statuses that have no code in MLflow, or none by the time that an error comes out of its client."""
 
 
 def refusal(error: Exception, uri: str) -> UserError | None:
@@ -94,16 +110,22 @@ def _meaning(error: Exception) -> tuple[Meaning | None, str]:
         return None, ""
     if said := next((meaning for words, meaning in _BY_WORDS.items() if words in str(error)), None):
         return said, ""
-    if isinstance(error, MlflowException):
-        return _BY_CODE.get(error.error_code, REFUSED), error.error_code
-    return _of_http(error), ""
+    if not isinstance(error, MlflowException):
+        return _of_http(error), ""
+    statuses = [int("".join(found)) for found in _STATUS.findall(str(error))]
+    if error.error_code == "INTERNAL_ERROR" and statuses:  # of several files one may be worth another try
+        return _of_status(max(statuses)), f"status {max(statuses)}"
+    return _BY_CODE.get(error.error_code, REFUSED), error.error_code
 
 
 def _of_http(error: Any) -> Meaning:
     """Artifacts travel by plain HTTP; without a reply the line broke."""
     if error.response is None:
         return AWAY
-    status = error.response.status_code
+    return _of_status(error.response.status_code)
+
+
+def _of_status(status: int) -> Meaning:
     return _BY_STATUS.get(status) or (AWAY if status >= 500 else REFUSED)
 
 

@@ -195,11 +195,16 @@ class MlflowRegistry:
         """Download the bundle of the model that MLflow stores at `place`."""
         from mlflow.artifacts import download_artifacts
 
-        with translated(self.connection.uri):
-            source = f"{place}/artifacts/{_BUNDLE}"
-            return Path(
-                download_artifacts(artifact_uri=source, dst_path=folder, tracking_uri=self.connection.uri)
-            )
+        source = f"{place}/artifacts/{_BUNDLE}"
+        try:
+            with translated(self.connection.uri):
+                return Path(download_artifacts(source, dst_path=folder, tracking_uri=self.connection.uri))
+        except NotFoundError as error:
+            raise error.reworded(
+                what="MLflow has not the files of this model any more",
+                file=place,
+                fix="bring its artifacts back from a backup, or promote another version",
+            ) from error
 
     def _require_kept(self, place: str, sha256: str) -> None:
         """Read back what was stored: that is seldom, and every later result rests on it."""

@@ -99,7 +99,7 @@ class TrainingRun:
         """Deliver what waits and close the run (`FINISHED`, `FAILED`, `KILLED`).
 
         Raises:
-            UserError: MLflow is away; the journal stays and its path is named.
+            UserError: MLflow is away or refuses; the journal stays and its path is named.
         """
         try:
             self._lines.deliver()
@@ -107,12 +107,8 @@ class TrainingRun:
                 self.connection.client.set_terminated(self.run_id, status)
             self.close()
         except UserError as error:
-            raise UserError(
-                "training metrics could not be delivered to MLflow",
-                file=self.journal,
-                got=str(error),
-                fix="start MLflow; the file keeps the metrics until this run is continued",
-            ) from error
+            what = f"metrics stay in this file until the run is continued: {error.what}"
+            raise error.reworded(what=what, file=self.journal) from error
 
     def close(self) -> None:
         """Let go of the journal without ending the run; what waits in it stays."""
@@ -129,7 +125,7 @@ class TrainingRun:
             self._warned = False
         except UserError as error:
             if not self._warned:
-                _log.warning("MLflow is away, metrics wait in %s: %s", self.journal, error)
+                _log.warning("metrics wait in %s: %s", self.journal, error)
             self._warned = True
 
 

@@ -12,6 +12,8 @@ from click.testing import CliRunner, Result
 from infra.servers import S3Server, make_catalog, make_database
 from retroln.catalog.revisions import WANTED
 from retroln.cli.doctor import doctor
+from retroln.settings import Settings
+from retroln.tracking.connection import Connection
 from tests.servers.test_tracking import MlflowServer
 
 Doctor = Callable[..., Result]
@@ -117,6 +119,12 @@ def test_mlflow_and_prefect_that_are_away(ask: Doctor) -> None:
     found = ask(RETROLN_MLFLOW_URI=url, PREFECT_API_URL=f"{url}/api")
     _require_broken(found, "mlflow registry", "does not answer", "check that MLflow", "RETROLN_MLFLOW_URI")
     _require_broken(found, "prefect server", "does not answer", "PREFECT_API_URL ends in /api")
+
+
+def test_an_experiment_that_was_deleted_names_the_way_back(ask: Doctor, tmp_path: Path) -> None:
+    connection = Connection.of(Settings(mlflow_uri=f"sqlite:///{tmp_path}/mlflow.db"))
+    connection.client.delete_experiment(connection.experiment_id)
+    _require_broken(ask(), "mlflow registry", "was deleted", "mlflow experiments restore -x 1")
 
 
 def test_a_password_in_an_address_is_not_shown(ask: Doctor) -> None:

@@ -177,6 +177,22 @@ class TestMlflow:
             ("SSLError(SSLError(1, '[SSL: WRONG_VERSION_NUMBER] wrong version number", SettingsError),
             ("the response body was not in a valid JSON format", SettingsError),
             ("No connection adapters were found for 'mlflow'", SettingsError),
+            ("INTERNAL_ERROR: Response: {'detail': 'Not Found'}", SettingsError),
+            (
+                "API request to endpoint /api failed with error code 413 != 200. Response body: ''",
+                RefusedError,
+            ),
+            (
+                "API request to endpoint /api failed with error code 405 != 200. Response body: ''",
+                RefusedError,
+            ),
+            (
+                "API request to endpoint /api failed with error code 502 != 200. Response body: ''",
+                UnavailableError,
+            ),
+            ("##### File bundle ##### 404 Client Error: Not Found for url: http://m/x", NotFoundError),
+            ("File a 404 Client Error: Not Found; File b 503 Server Error: Unavailable", UnavailableError),
+            ("The run 0 must be in the 'active' state. Current state is deleted.", RefusedError),
         ],
     )
     def test_what_its_client_says(self, words: str, kind: type[UserError]) -> None:
