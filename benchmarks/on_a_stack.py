@@ -70,7 +70,8 @@ def _record_again(settings: Settings, ingested: str, names: list[str], run_id: i
     scan = catalog.current_scan(ingested)
     if scan is None or scan.ct_key is None:
         raise RuntimeError(f"{ingested} was not taken in: {scan}")
-    kept = {field.name: getattr(scan, field.name) for field in fields(ScanDraft)}
+    known = [field.name for field in fields(ScanDraft) if field.name != "marks"]  # they are one image's
+    kept = {name: getattr(scan, name) for name in known}
     for name in names:
         own = {"case_id": name, "patient_id": f"{name}-patient", "source_fingerprint": name}
         catalog.add_scan(ScanDraft(**(kept | own)), run_id)

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 from itertools import combinations
 
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session
 
 from retroln.catalog.consent import WITHDRAWN
@@ -49,10 +49,14 @@ class IdentityQueries:
 
     def unmarked_scans(self) -> list[ScanRecord]:
         """Scans of an older RetroLN that cannot be told again yet, oldest first."""
-        marked = select(IdentityMark.scan_id).where(IdentityMark.scan_id == Scan.id).exists()
-        statement = select(Scan).where(Scan.ct_key.is_not(None), counts(), ~marked).order_by(Scan.id)
+        statement = select(Scan).where(*_unmarked()).order_by(Scan.id)
         with self._database.reading() as session:
             return [scan_record(row) for row in session.scalars(statement)]
+
+    def count_unmarked(self) -> int:
+        """How many these are."""
+        with self._database.reading() as session:
+            return session.scalars(select(func.count()).select_from(Scan).where(*_unmarked())).one()
 
     def mark_scan(self, scan_id: int, marks: Collection[Mark]) -> Alike | None:
         """Note by what a stored scan is told again; returns the other patient's that is alike, if any.
@@ -133,6 +137,11 @@ class IdentityQueries:
             return dict.fromkeys(sorted(REASONS), 0) | {
                 str(reason): number for reason, number in session.execute(statement).tuples()
             }
+
+
+def _unmarked() -> tuple[ColumnElement[bool], ...]:
+    marked = select(IdentityMark.scan_id).where(IdentityMark.scan_id == Scan.id).exists()
+    return Scan.ct_key.is_not(None), counts(), ~marked
 
 
 def _is_held_for_it(session: Session, row: Scan) -> bool:

@@ -90,7 +90,7 @@ def ingest(
         entries = list_entries(settings)
     intake = Intake(settings, run_id, owner or this_process())
     workspace, policy = open_workspace(settings), Policy.of(settings)
-    if older := len(intake.patiently(workspace.catalog.unmarked_scans)):
+    if older := intake.patiently(workspace.catalog.count_unmarked):
         log.warning("%d scans of an older RetroLN: `retroln catalog identify` lets them be told again", older)
     known = intake.patiently(lambda: unchanged(workspace, policy, run_id, entries))
     intake.note(*known.values())

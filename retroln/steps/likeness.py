@@ -74,7 +74,7 @@ def _different(case_id: str, other: str) -> str:
 
 def require_identified(settings: Settings) -> None:
     """Raise `UserError` while scans of an older RetroLN cannot be told again under another patient's id."""
-    if number := len(open_catalog(settings).unmarked_scans()):
+    if number := open_catalog(settings).count_unmarked():
         raise UserError(
             f"{number} scans of an older RetroLN would not be told again under another patient's id",
             expected="marks of identity for every scan",

@@ -34,6 +34,7 @@ from retroln.settings import Settings
 from retroln.steps import promote
 from retroln.steps.workspace import Workspace, open_workspace
 from retroln.tracking.runs import training_run
+from tests.way import own_ct
 
 STACK_OPTIONS = ("--shard-workers", "2", "--webhook")
 _TRAINED_TAGS = (promote.SUMMARY_TAG, promote.TEST_HASH_TAG, promote.DATASET_TAG, promote.SPEC_TAG)
@@ -65,10 +66,11 @@ class Platform:
         return Supervisor(self.stack.home)
 
     def deliver(self, case_id: str, patient_id: str, *, broken: bool = False, mask: bool = True) -> None:
-        """Put a phantom into the source bucket with the keys of those who deliver."""
+        """Put a phantom into the source bucket with the keys of those who deliver; its CT is the patient's."""
         volumes = {"vertebrae": self.phantom.vertebrae} | ({"mask": self.phantom.nodes} if mask else {})
+        ct = own_ct(self.phantom.ct, patient_id)
         with TemporaryDirectory() as folder, closing(self.stack.s3("delivery").client()) as client:
-            for name, volume in {**volumes, "ct": self.phantom.ct}.items():
+            for name, volume in {**volumes, "ct": ct}.items():
                 path = Path(folder, f"{name}.nii.gz")
                 nifti.write_source(path, volume)
                 data = path.read_bytes()
