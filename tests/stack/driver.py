@@ -66,7 +66,7 @@ class Platform:
         return Supervisor(self.stack.home)
 
     def deliver(self, case_id: str, patient_id: str, *, broken: bool = False, mask: bool = True) -> None:
-        """Put a phantom into the source bucket with the keys of those who deliver; its CT is the patient's."""
+        """Put a phantom into the source bucket as those who deliver do; each patient has a CT of his own."""
         volumes = {"vertebrae": self.phantom.vertebrae} | ({"mask": self.phantom.nodes} if mask else {})
         ct = own_ct(self.phantom.ct, patient_id)
         with TemporaryDirectory() as folder, closing(self.stack.s3("delivery").client()) as client:
