@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydicom import dcmread
 from pydicom.uid import (
     EnhancedCTImageStorage,
     ExplicitVRLittleEndian,
@@ -18,6 +19,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from retroln.errors import InputError
 from retroln.imaging.dicom.planes import Plane
 from retroln.imaging.dicom.stack import stack
 from retroln.imaging.dicom.study import Series, open_study
@@ -86,6 +88,45 @@ def test_twelve_stored_bits_with_a_sign_are_extended(tmp_path: Path, syntax: str
             one.PixelData = dirty.astype("<u2").tobytes()
     write(tmp_path, datasets)
     require_same(only_series(tmp_path), array, lps_grid())
+
+
+_CODECS = (RLELossless, JPEGLosslessSV1, JPEGLSLossless, JPEG2000Lossless)
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, *_CODECS], ids=lambda uid: uid.keyword)
+@pytest.mark.parametrize(
+    ("stored", "overlay"), [("<u2", 0x1000), ("<u2", 0x8000), ("<i2", 0), ("<i2", 0x4000)]
+)
+def test_each_encoding_gives_the_same_values_whatever_lies_above_the_stored_bits(
+    tmp_path: Path, syntax: str, stored: str, overlay: int
+) -> None:
+    """All 16 bits go through the encoder, with graphics or without a sign, and the header says 12."""
+    array, grid = ct_array(), lps_grid()
+    _write_whole_words(tmp_path, array, syntax, stored, overlay)
+    require_same(only_series(tmp_path), array, grid)
+
+
+@pytest.mark.parametrize("syntax", LOSSY, ids=lambda uid: uid.keyword)
+def test_lossy_pixels_beyond_the_stored_bits_are_refused(tmp_path: Path, syntax: str) -> None:
+    """What was graphics cannot be told there from errors of the coding."""
+    _write_whole_words(tmp_path, ct_array(), syntax, "<u2", 0x1000)
+    with pytest.raises(InputError, match="lossy pixels") as caught:
+        only_series(tmp_path).volume()
+    assert caught.value.reason == "undecodable"
+
+
+def _write_whole_words(folder: Path, array: np.ndarray, syntax: str, stored: str, overlay: int) -> None:
+    intercept = -1024.0 if stored == "<u2" else 0.0
+    datasets = series(array, lps_grid(), Made(transfer_syntax=syntax, stored=stored, intercept=intercept))
+    for one in datasets:
+        words = np.frombuffer(one.PixelData, "<u2").reshape(one.Rows, one.Columns) & 0x0FFF
+        words[4:7] |= overlay
+        one.PixelData, one.PixelRepresentation = words.astype("<u2").tobytes(), 0
+    for path in write(folder, datasets):
+        one = dcmread(path)
+        assert one.PixelData
+        one.BitsStored, one.HighBit, one.PixelRepresentation = 12, 11, int(stored == "<i2")
+        one.save_as(path)
 
 
 @settings(max_examples=15, deadline=None)
@@ -182,6 +223,34 @@ def test_padding_becomes_air(tmp_path: Path, stored: str, written: int, vr: str,
     write(tmp_path, datasets)
     array[:5, 0, :] = -1024
     require_same(only_series(tmp_path), array, lps_grid())
+
+
+@pytest.mark.parametrize("as_one_object", [False, True])
+def test_a_padding_value_that_tissue_has_is_padding_around_the_image_alone(
+    tmp_path: Path, as_one_object: bool
+) -> None:
+    """Pixels that are HU already with 0 as padding: water stays, the corners that are 0 become air."""
+    array, expected = ct_array(), ct_array()
+    array[8:12, 6:9, 3:6] = 0  # water in the body
+    array[:2, :3, :], array[-2:, -1:, :] = 0, 0
+    expected[8:12, 6:9, 3:6] = 0
+    expected[:2, :3, :], expected[-2:, -1:, :] = -1024, -1024
+    made = Made(stored="<i2", intercept=0.0)
+    datasets = [enhanced(array, lps_grid(), made)] if as_one_object else series(array, lps_grid(), made)
+    for one in datasets:
+        one.add_new("PixelPaddingValue", "SS", 0)
+    write(tmp_path, datasets)
+    require_same(only_series(tmp_path), expected, lps_grid())
+
+
+def test_a_range_of_padding_that_holds_tissue_is_padding_where_it_is_air(tmp_path: Path) -> None:
+    array = ct_array()
+    datasets = series(array, lps_grid(), Made(stored="<i2", intercept=0.0))
+    for one in datasets:
+        one.add_new("PixelPaddingValue", "SS", -2000)
+        one.add_new("PixelPaddingRangeLimit", "SS", 100)
+    write(tmp_path, datasets)
+    require_same(only_series(tmp_path), np.where(array <= -900, -1024, array), lps_grid())
 
 
 @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, RLELossless, JPEGLSNearLossless])

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from retroln.errors import InputError, MissingExtraError, install_from_checkout
@@ -56,6 +57,8 @@ _DECODERS = {
     _JPEG + "90": "gdcm",  # JPEG 2000 lossless
     _JPEG + "91": "gdcm",  # JPEG 2000
 }
+_LOSSY = (_JPEG + "81", _JPEG + "91")  # of those that hold more than 8 bits
+_LOSSY_ERROR = 8  # stored values; near-lossless coding of metal at the end of the range goes so far beyond it
 _RLE_LENGTHS = re.compile(r"RLE segment.*?(\d+) vs\. (\d+) bytes")
 _OF_THE_STANDARD = re.compile(r"1\.2\.840\.10008\.[\d.]{1,30}")
 
@@ -103,7 +106,27 @@ def frames(path: Path, wanted: Sequence[int], transfer_syntax: str) -> Iterator[
                 raise
             raise undecodable(path, f"the codec gave up ({type(error).__name__})") from None
         _require_rows(stored, [str(warning.message) for warning in said], header, path)
-        yield stored
+        yield _in_stored_bits(stored, header, path, transfer_syntax)
+
+
+def _in_stored_bits(stored: NDArray[Any], header: Any, path: Path, transfer_syntax: str) -> NDArray[Any]:
+    """The values by their stored bits alone, extended by their sign.
+
+    Nothing may be assumed of the bits above BitsStored (PS3.5 8.1.1): they held graphics once, or no
+    sign. An encoder may put all 16 into its stream, and the codec gives them back. In a lossy stream they
+    cannot be told from errors of the coding.
+    """
+    bits, signed = int(header.BitsStored), int(header.PixelRepresentation) == 1
+    low = -(1 << bits - 1) if signed else 0
+    high = low + (1 << bits) - 1
+    beyond = max(low - int(stored.min()), int(stored.max()) - high)
+    if beyond <= 0:
+        return stored
+    if transfer_syntax not in _LOSSY:
+        return (stored.astype(np.int32) - low) % (1 << bits) + low
+    if beyond > _LOSSY_ERROR:
+        raise undecodable(path, f"lossy pixels {beyond} beyond what {bits} bits hold")
+    return stored
 
 
 def _require_rows(stored: NDArray[Any], said: Sequence[str], header: Any, path: Path) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from retroln.imaging.dicom.apart import decoded
-from retroln.imaging.dicom.planes import Plane
+from retroln.imaging.dicom.planes import Plane, is_tissue
 from retroln.imaging.dicom.stack import Stack
 from retroln.imaging.volume import Volume, require_possible_size
 
@@ -21,7 +22,7 @@ AIR_HU = -1024
 def read_volume(made: Stack) -> Volume:
     """The stack in HU on its grid: int16 if every value is whole and fits, else float32.
 
-    Stored values in the padding range become -1024 HU.
+    Stored values in the padding range become -1024 HU; those that tissue has, only around the image.
 
     Raises:
         InputError: `too_large`, `no_pixel_data`, `truncated`, `size_mismatch`, `undecodable`.
@@ -57,9 +58,25 @@ def _hounsfield(stored: NDArray[Any], plane: Plane, whole: bool) -> NDArray[Any]
     else:
         values = stored.astype(np.float32) * np.float32(plane.slope) + np.float32(plane.intercept)
     if plane.padding:
-        low, high = plane.padding
-        values[(stored >= low) & (stored <= high)] = AIR_HU
+        values[_padded(stored, values, *plane.padding)] = AIR_HU
     return values
+
+
+def _padded(stored: NDArray[Any], hounsfield: NDArray[Any], low: int, high: int) -> NDArray[np.bool_]:
+    """Which pixels are padding.
+
+    Some writers name 0 as padding beside pixels that are HU already, where 0 is water. A value that tissue
+    has is padding where its area reaches a corner of the image, outside of the field of view; of a range of
+    values, those of tissue are padding nowhere.
+    """
+    marked = (stored >= low) & (stored <= high)
+    doubtful = marked & is_tissue(hounsfield)
+    padded: NDArray[np.bool_] = marked & ~doubtful
+    if low == high and doubtful.any():
+        areas = ndimage.label(doubtful)[0]
+        corners = areas[[0, 0, -1, -1], [0, -1, 0, -1]]
+        padded |= np.isin(areas, corners[corners > 0])
+    return padded
 
 
 def _fits_int16(values: NDArray[Any]) -> bool:

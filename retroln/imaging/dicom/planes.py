@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from retroln.errors import InputError
 from retroln.imaging.dicom.headers import ENHANCED, Instance, numbers, texts
 from retroln.imaging.dicom.layout import frame_count, no_geometry, require_layout
@@ -17,6 +20,10 @@ from retroln.imaging.nifti import FARTHEST_HU
 _HU = ("", "HU", "US")  # US: unspecified; that it is HU is checked on the values
 _FARTHEST_MM = 1e5  # a hundred metres from the scanner's origin lies no patient
 _SLOPES = (1e-3, 100.0)  # with 16 bits, less spans no 300 HU; more is coarser than any tissue contrast
+_AIR_HU = -900  # and below: air, and lung that holds little else
+_BRIGHTEST_HU = (
+    30_710  # end of the extended CT scale, to which metal is recorded; the common one ends at 3071
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +51,17 @@ class Plane:
     slope: float
     intercept: float
     padding: tuple[int, int] | None
+
+    @property
+    def is_padded_with_tissue(self) -> bool:
+        """Whether the padding's value, or an end of its range, is one that tissue has."""
+        ends = [self.slope * end + self.intercept for end in self.padding or ()]
+        return bool(is_tissue(np.array(ends)).any())
+
+
+def is_tissue(hounsfield: NDArray[Any]) -> NDArray[np.bool_]:
+    """Whether values in HU may be of a patient's body, or of metal in it, and of no air."""
+    return (hounsfield > _AIR_HU) & (hounsfield <= _BRIGHTEST_HU)
 
 
 def planes_of(instance: Instance) -> list[Plane]:
@@ -156,7 +174,10 @@ def _padding(instance: Instance) -> tuple[int, int] | None:
 
 
 def _as_stored(instance: Instance, value: int) -> int:
-    """Some writers give -2000 as the unsigned 63536 beside signed pixels, or the other way about."""
-    bits, signed = instance.whole("BitsAllocated") or 16, instance.whole("PixelRepresentation") == 1
+    """The value in the bits that are stored, as the pixels are read.
+
+    Some writers give -2000 as the unsigned 63536 beside signed pixels, or the other way about.
+    """
+    bits, signed = instance.whole("BitsStored") or 16, instance.whole("PixelRepresentation") == 1
     value %= 1 << bits
     return value - (1 << bits) if signed and value >= 1 << (bits - 1) else value
