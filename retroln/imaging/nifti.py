@@ -18,6 +18,7 @@ from retroln.errors import InputError, NotFoundError
 from retroln.files import atomic_path
 from retroln.imaging.geometry import Grid
 from retroln.imaging.nifti_header import HEADER_BYTES, Layout, encode, parse
+from retroln.imaging.turns import require_no_turns
 from retroln.imaging.volume import Volume, require_possible_size
 
 _GZIP = b"\x1f\x8b"
@@ -104,7 +105,8 @@ def check_ct(volume: Volume, file: str | Path) -> None:
     has no such values and passes.
 
     Raises:
-        InputError: `empty` (one value throughout), `not_finite` or `not_ct`.
+        InputError: `empty` (one value throughout), `not_finite`, `not_ct`, or `mixed_series`, of slices that
+            take turns between two acquisitions.
     """
     array = volume.array
     low, high = float(array.min()), float(array.max())
@@ -117,6 +119,7 @@ def check_ct(volume: Volume, file: str | Path) -> None:
         raise _not_usable(
             file, "not CT in Hounsfield units", "not_ct", "air near -1000, bone above 200", f"{low} to {high}"
         )
+    require_no_turns(volume, file)
 
 
 def _has_soft_tissue(array: NDArray[Any]) -> bool:

@@ -70,11 +70,11 @@ def case_story(
     if held := catalog.held_delivery(case_id):
         facts.add_row(_BESIDE, f"{held.reason}: {held.detail}")
     history = catalog.case_history(case_id)
-    events = Table("when", "from", "to", "reason", title="Events")
+    events = Table("when", "from", "to", "reason", "detail", title="Events")
     for event in history.events:
         events.add_row(
             f"{event.at:%Y-%m-%d %H:%M:%S}",
-            *(str(v or "") for v in (event.from_state, event.to_state, event.reason)),
+            *(str(v or "") for v in (event.from_state, event.to_state, event.reason, event.detail)),
         )
     of_model = model_caution(scan)
     said = [*([of_model] if of_model else []), *case_cautions(history)]

@@ -13,6 +13,7 @@ from retroln.errors import InputError, LandmarkError, NotFoundError, naming
 from retroln.imaging import nifti
 from retroln.imaging.dicom import archive, deidentify, masks
 from retroln.imaging.dicom.choice import Choice
+from retroln.imaging.dicom.extras import is_no_slice
 from retroln.imaging.dicom.headers import is_dicom
 from retroln.imaging.dicom.study import Series, Study, open_study, pick
 from retroln.imaging.geometry import Grid, require_same_grid
@@ -71,10 +72,12 @@ class Delivered:
             for number, info in enumerate(infos, start=1)
         }
         files = [first, *others]
-        if not others and archive.is_zip(first):
+        packed = [path for path in files if not is_no_slice(path.name)]
+        if len(packed) == 1 and archive.is_zip(packed[0]):
             with naming(policy.key(entry.ct), instead=True):
-                files = archive.unpack(first, folder / _UNPACKED)
-            objects = {path.name: f"{policy.key(entry.ct)} (file {path.stem} in it)" for path in files}
+                unpacked = archive.unpack(packed[0], folder / _UNPACKED)
+            objects = {path.name: f"{policy.key(entry.ct)} (file {path.stem} in it)" for path in unpacked}
+            files = [*unpacked, *(path for path in files if path != packed[0])]
         found = cls(entry, folder, policy, objects, None)
         with found.naming_objects():
             study = open_study(files)

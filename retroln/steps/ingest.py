@@ -186,7 +186,7 @@ def _take_in(workspace: Workspace, policy: Policy, arrival: Arrival, seen: Seen,
         draft = _canonicalise(workspace, delivered, image, seen.content)
     draft = replace(draft, source_fingerprint=arrival.fingerprint, marks=seen.marks)
     try:
-        outcome = CaseOutcome(draft.case_id, Outcome.DONE)
+        outcome = CaseOutcome(draft.case_id, Outcome.DONE, detail=draft.detail)
         return _add(workspace, policy, seen.entry, draft, current, run_id) or outcome
     except AlikeError as error:  # the other was recorded while this one was stored
         _remove_stored(workspace, draft)
@@ -398,6 +398,7 @@ def _canonicalise(workspace: Workspace, delivered: Delivered, image: Image, cont
         source_shape=ct.source.shape,
         source_affine=ct.source.affine.tolist(),
         orientation=ct.source.orientation,
+        detail="; ".join(image.record["remarks"]) or None if image.record else None,
     )
 
 

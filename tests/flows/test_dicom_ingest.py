@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from retroln.imaging import nifti
 from retroln.imaging.phantom import Phantom
 from retroln.imaging.volume import Volume
 from retroln.pseudonyms import Pseudonyms
+from retroln.report.terminal import case_story
 from retroln.settings import Settings
 from retroln.steps.cohort import stage_local
 from retroln.steps.withdraw import withdraw
@@ -249,6 +251,27 @@ def test_a_bad_study_is_held_with_its_reason_and_the_rest_goes_on(
     assert all(part in detail for part in ("expected: ", "got: ", "fix: "))
     assert not list(settings.work_dir.iterdir())
     assert ingest_all(settings)["BAD"].detail == detail
+
+
+@pytest.mark.parametrize("as_zip", [False, True])
+def test_harmless_extras_are_left_out_and_said(settings: Settings, source: Path, as_zip: bool) -> None:
+    """In a folder, and in a folder that holds one zip; the log and `status CASE` repeat what was left out."""
+    folder = source / "P" / "A" / "dicom"
+    slices = write(folder, series(ct_array(), lps_grid()))
+    shutil.copyfile(slices[3], folder / "copy")
+    (folder / "Thumbs.db").touch()
+    if as_zip:
+        zipped(folder, source / "study.zip")
+        shutil.rmtree(folder)
+        folder.mkdir()
+        (source / "study.zip").rename(folder / "study.zip")
+        (folder / "desktop.ini").touch()
+    said = f"left out: files that are no DICOM: {1 + as_zip}; left out: copies of objects, byte for byte: 1"
+    outcome = ingest_all(settings)["A"]
+    assert (outcome.outcome, outcome.reason, outcome.detail) == (Outcome.DONE, None, said)
+    assert record(settings, "A")["remarks"] == said.split("; ")
+    _, events, *_ = case_story(open_workspace(settings).catalog, "A", lambda _: None)
+    assert list(events.columns[-1].cells) == [said]
 
 
 def test_without_a_key_dicom_is_held_and_taken_in_once_there_is_one(

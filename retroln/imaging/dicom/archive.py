@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from retroln.errors import InputError
 from retroln.imaging.dicom.bounds import MOST_INFLATED_RATIO
+from retroln.imaging.dicom.extras import ending
 
 _MAGIC = (b"PK\x03\x04", b"PK\x05\x06")  # the second: an empty archive
 _CHUNK_BYTES = 1 << 20
@@ -51,7 +52,7 @@ def is_zip(path: Path) -> bool:
 
 
 def unpack(path: Path, folder: Path, bounds: Bounds | None = None) -> list[Path]:
-    """Write every member to `folder` as 000001, 000002, ... (.dcm is kept), and return the files.
+    """Write every member to `folder` as 000001, 000002, ... (known endings are kept), and return the files.
 
     Folders, hidden members and those of __MACOSX are left out.
 
@@ -151,8 +152,8 @@ def _write(
 
 
 def neutral_name(number: int, name: str) -> str:
-    """A file name that says nothing but the number, and whether the old one ended in .dcm."""
-    return f"{number:06d}.dcm" if name.lower().endswith(".dcm") else f"{number:06d}"
+    """A file name that says nothing but the number, and what the old one's ending says of its kind."""
+    return f"{number:06d}{ending(PurePosixPath(name).name)}"
 
 
 def _limit(path: Path, bounds: Bounds) -> int:

@@ -73,6 +73,7 @@ def series_record(study: Study, series: Series, choice: Choice, known_as: KnownA
             for one in study.series
             if one is not series
         ],
+        "remarks": [*study.remarks, *series.remarks],
     }
 
 

@@ -39,6 +39,11 @@ _NEEDED = """
     SamplesPerPixel PhotometricInterpretation BitsAllocated BitsStored HighBit PixelRepresentation
     PixelPaddingValue PixelPaddingRangeLimit RescaleSlope RescaleIntercept RescaleType
     SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence
+    SeriesTime AcquisitionNumber AcquisitionUID AcquisitionDateTime ContentTime IrradiationEventUID
+    ScanOptions AcquisitionType GantryDetectorTilt SpiralPitchFactor FilterType ConvolutionKernelGroup
+    ReconstructionAlgorithm DataCollectionDiameter ReconstructionDiameter ContrastBolusAgentNumber
+    TemporalPositionIdentifier TemporalPositionIndex
+    NominalPercentageOfCardiacPhase NominalPercentageOfRespiratoryPhase
 """.split()  # noqa: SIM905 - forty quoted words are no easier to read
 
 
@@ -171,12 +176,20 @@ def read_instance(path: Path) -> Instance:
             uid=(texts(found, "SOPInstanceUID") or texts(meta, "MediaStorageSOPInstanceUID") or ("",))[0],
             transfer_syntax=(texts(meta, "TransferSyntaxUID") or ("",))[0],
         )
-    whole = instance.text("Modality") and (instance.sop_class not in CT or instance.whole("Rows"))
-    if not whole and instance.sop_class != DIRECTORY:
+    if instance.sop_class != DIRECTORY and _ends_before_its_pixels(instance):
         raise truncated(path, "nothing more before the image pixel module")
     if not instance.uid:
         raise _not_dicom(path, "an object without SOPInstanceUID")
     return instance
+
+
+def _ends_before_its_pixels(instance: Instance) -> bool:
+    """Whether an attribute that every CT has is missing, and everything behind it, too."""
+    from pydicom.datadict import tag_for_keyword
+
+    last = max(instance.header.keys(), default=0)
+    must = ("Modality", "Rows") if instance.sop_class in CT else ("Modality",)
+    return any(last < (tag_for_keyword(keyword) or 0) for keyword in must)
 
 
 def read_dataset(path: Path, keywords: Sequence[str], *, pixels: bool = True) -> Any:

@@ -9,23 +9,26 @@ LONGEST_SIDE = 4096
 """Pixels; scanners make 512 to 2048. What a damaged codec stream can make of a frame grows with it."""
 _ALLOCATED = {16: range(12, 17), 8: (8,)}
 """Bits stored by bits allocated: PS3.3 C.8.2.1 has 16 with 12 to 16; 8 is what lossy JPEG makes of CT."""
+_BITS = ("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation")
+_LAYOUT = ("SamplesPerPixel", "PhotometricInterpretation", "Rows", "Columns", *_BITS)
 
 
 def require_layout(instance: Instance) -> None:
     """Refuse a header whose pixels would be read as something that they are not.
 
     Raises:
-        InputError: `not_ct` for colour or an inverted scale, `pixel_layout` for sides, bits or a sign that no
-            CT object has.
+        InputError: `not_ct` for colour or an inverted scale, `pixel_layout` for sides, bits or a sign that
+            are missing or that no CT object has.
     """
+    if missing := [name for name in _LAYOUT if not instance.text(name)]:
+        what = "the header does not say how the pixels are laid out"
+        raise _unfit(instance, ", ".join(_LAYOUT), f"no {', '.join(missing)}", what)
     _require_one_grey_channel(instance)
     rows, columns = instance.whole("Rows") or 0, instance.whole("Columns") or 0
     if not (0 < rows <= LONGEST_SIDE and 0 < columns <= LONGEST_SIDE):
         expected = f"Rows and Columns from 1 to {LONGEST_SIDE}"
         raise _unfit(instance, expected, f"{columns} x {rows}")
-    allocated, stored, high, sign = (
-        instance.whole(name) for name in ("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation")
-    )
+    allocated, stored, high, sign = (instance.whole(name) for name in _BITS)
     if stored not in _ALLOCATED.get(allocated or 0, ()) or high != (stored or 0) - 1 or sign not in (0, 1):
         expected = (
             "12 to 16 of 16 bits (or 8 of 8), HighBit one less than BitsStored, PixelRepresentation 0 or 1"
@@ -76,9 +79,11 @@ def _require_one_grey_channel(instance: Instance) -> None:
         )
 
 
-def _unfit(instance: Instance, expected: str, got: str) -> InputError:
+def _unfit(
+    instance: Instance, expected: str, got: str, what: str = "the header lays out the pixels as no CT does"
+) -> InputError:
     return InputError(
-        "the header lays out the pixels as no CT does",
+        what,
         reason="pixel_layout",
         file=instance.path,
         expected=expected,

@@ -86,8 +86,8 @@ def _require_same_series(
     frames_of_reference: Collection[str], series_uids: Collection[str], series: Series, path: Path
 ) -> None:
     """The mask must be drawn in the series' frame of reference and, where it names a series, on this one."""
-    frame = series.instances[0].frame_of_reference
-    if not frame or frame not in frames_of_reference:
+    own = {instance.frame_of_reference for instance in series.instances} - {""}
+    if own.isdisjoint(frames_of_reference):
         raise _wrong_reference(path, "the FrameOfReferenceUID of the CT series", "another one, or none")
     if series_uids and series.uid not in series_uids:
         raise _wrong_reference(path, "the SeriesInstanceUID of the CT series", "that of another series")

@@ -10,6 +10,13 @@ from retroln.errors import InputError
 from retroln.imaging.dicom.choice import Choice, SeriesFacts, asked_for, choose, find
 from retroln.imaging.dicom.decoding import require_decodable
 from retroln.imaging.dicom.describe import describe
+from retroln.imaging.dicom.extras import (
+    has_own_frames_of_reference,
+    is_no_slice,
+    left_out,
+    oddities,
+    without_extras,
+)
 from retroln.imaging.dicom.headers import (
     CT,
     DIRECTORY,
@@ -23,6 +30,7 @@ from retroln.imaging.dicom.headers import (
 from retroln.imaging.dicom.pixels import read_volume
 from retroln.imaging.dicom.planes import planes_of
 from retroln.imaging.dicom.stack import Stack, stack
+from retroln.imaging.dicom.woven import require_one_acquisition
 from retroln.imaging.volume import Volume
 from retroln.settings import SeriesRule
 
@@ -37,15 +45,18 @@ class Series:
     """The objects under one SeriesInstanceUID.
 
     Attributes:
+        instances: without the harmless extras among them, unless nothing else is there.
         made: its slices as one stack, None if they cannot be one.
         facts: what the rule of choice looks at; with `made`.
         problem: why it cannot be used; without `made`.
+        remarks: what was left out, or taken although it is odd.
     """
 
     instances: tuple[Instance, ...]
     made: Stack | None = None
     facts: SeriesFacts | None = None
     problem: InputError | None = None
+    remarks: tuple[str, ...] = ()
 
     @property
     def uid(self) -> str:
@@ -76,28 +87,34 @@ class Study:
     Attributes:
         series: in the order of their numbers.
         patient_ids: PatientIDs of all objects that have one. Never stored.
+        remarks: on the files that are no part of a series.
     """
 
     series: tuple[Series, ...]
     patient_ids: frozenset[str]
+    remarks: tuple[str, ...] = ()
 
 
 def open_study(paths: Iterable[Path]) -> Study:
     """Read the headers of all files and stack each series.
 
-    Files that are no DICOM (a viewer, a text) are passed over unless their name ends in .dcm, or they begin
-    like a DICOM file whose first bytes are damaged.
+    Files that are no DICOM (a viewer, a text) are left out with a remark unless their name ends in .dcm, or
+    they begin like a DICOM file whose first bytes are damaged, or they are empty and their name does not say
+    what else they were.
 
     Raises:
         InputError: `not_dicom` (no DICOM file at all, or a .dcm that is none), `truncated`.
     """
     groups: dict[str, list[Instance]] = {}
+    others = 0
     for path in sorted(paths):
-        if _is_candidate(path):
-            with own_words(path):
-                instance = read_instance(path)
-            if instance.sop_class != DIRECTORY:
-                groups.setdefault(instance.series_uid, []).append(instance)
+        if not _is_candidate(path):
+            others += 1
+            continue
+        with own_words(path):
+            instance = read_instance(path)
+        if instance.sop_class != DIRECTORY:
+            groups.setdefault(instance.series_uid, []).append(instance)
     if not groups:
         raise InputError(
             "no DICOM file in the delivery",
@@ -108,7 +125,7 @@ def open_study(paths: Iterable[Path]) -> Study:
         )
     series = sorted((_series(group) for group in groups.values()), key=_place)
     ids = {instance.patient_id for group in groups.values() for instance in group}
-    return Study(tuple(series), frozenset(ids - {""}))
+    return Study(tuple(series), frozenset(ids - {""}), left_out("files that are no DICOM", others))
 
 
 def pick(
@@ -142,17 +159,21 @@ def pick(
 def _is_candidate(path: Path) -> bool:
     """Whether the file is DICOM, or says that it is."""
     if path.stat().st_size == 0:
+        if is_no_slice(path.name):
+            return False
         raise truncated(path, "an empty file")
     return seems_dicom(path) or path.suffix.lower() == ".dcm"
 
 
 def _series(instances: Sequence[Instance]) -> Series:
+    kept, remarks = without_extras(instances)
     try:
-        with own_words(instances[0].path):
-            made = _examine(instances)
-            return Series(tuple(instances), made, describe(instances, made))
+        with own_words(kept[0].path):
+            made = _examine(kept)
+            remarks = (*remarks, *oddities(kept, made.planes))
+            return Series(kept, made, describe(kept, made), remarks=remarks)
     except InputError as problem:
-        return Series(tuple(instances), problem=problem)
+        return Series(kept, problem=problem, remarks=remarks)
 
 
 def _examine(instances: Sequence[Instance]) -> Stack:
@@ -160,13 +181,21 @@ def _examine(instances: Sequence[Instance]) -> Stack:
         _require_ct(instance)
         require_decodable(instance.transfer_syntax, instance.path)
     _require_alike(instances)
-    return stack([plane for instance in instances for plane in planes_of(instance)])
+    made = stack([plane for instance in instances for plane in planes_of(instance)])
+    require_one_acquisition(made.planes, instances)
+    return made
 
 
 def _require_alike(instances: Sequence[Instance]) -> None:
-    """A series has one frame of reference (PS3.3 A.1.4): positions in two of them cannot be compared."""
+    """A series has one frame of reference (PS3.3 A.1.4): positions in two of them cannot be compared.
+
+    Anonymising may give each object one of its own, which says nothing; that they lie on one even grid does.
+    """
+    frames_of_reference = {instance.frame_of_reference for instance in instances}
+    if has_own_frames_of_reference(instances):
+        frames_of_reference = set()
     for what, values in (
-        ("frames of reference", {instance.frame_of_reference for instance in instances}),
+        ("frames of reference", frames_of_reference),
         ("kinds of stored values", {instance.whole("PixelRepresentation") for instance in instances}),
     ):
         if len(values) > 1:
@@ -186,7 +215,8 @@ def _require_ct(instance: Instance) -> None:
             instance, "a secondary capture: a picture, no CT values", "secondary_capture", "secondary capture"
         )
     if modality != "CT" or instance.sop_class not in CT:
-        got = modality if modality in _MODALITIES else "another kind of object"
+        other = "no Modality in the header" if not modality else "another kind of object"
+        got = modality if modality in _MODALITIES else other
         raise _no_ct(instance, "not a CT series", "wrong_modality", got)
     if "LOCALIZER" in instance.image_type:
         raise _no_ct(instance, "a localizer (scout), no slices", "localizer", "ImageType LOCALIZER")
