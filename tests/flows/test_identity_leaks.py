@@ -45,7 +45,7 @@ _NEEDED = {"SOPClassUID", "TransferSyntaxUID", "RescaleType", "SOPInstanceUID"}
 
 
 def _plant_identity(datasets: list[Dataset]) -> list[Dataset]:
-    """Name, ids, UIDs and dates in every slice; everything else that the dictionary knows in three."""
+    """Name, ids, UIDs and dates in every slice; all else that the dictionary knows in the last three."""
     for k, one in enumerate(datasets):
         one.PatientName, one.PatientID, one.PatientBirthDate = "SMITHSON^JONATHAN", "4711-987", "19470815"
         one.StudyDate = one.SeriesDate = one.AcquisitionDate = one.ContentDate = "19470815"
@@ -54,7 +54,7 @@ def _plant_identity(datasets: list[Dataset]) -> list[Dataset]:
         one.SOPInstanceUID = one.file_meta.MediaStorageSOPInstanceUID = f"{one.SOPInstanceUID}.424242.{k}"
         one.SeriesDescription = one.ProtocolName = "PLANTEDTEXT Smithson portal venous"
         one.ConvolutionKernel = "SMITHSON"
-    for one in (datasets[0], datasets[len(datasets) // 2], datasets[-1]):
+    for one in datasets[-3:]:  # slices that take turns would be refused
         _plant_everywhere(one)
     return datasets
 

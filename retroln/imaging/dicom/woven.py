@@ -54,9 +54,9 @@ def require_one_acquisition(planes: Sequence[Plane], instances: Sequence[Instanc
         InputError: `mixed_series`.
     """
     by_path = {instance.path: instance for instance in instances}
-    groups = [_described(by_path[plane.path], plane.frame) for plane in planes]
-    telling = [name for name in KINDS if _comes_back(_kinds(groups, name))]
-    telling += [name for name in ORDERS if _is_woven(_numbers(groups, name))]
+    slices = [_described(by_path[plane.path], plane.frame) for plane in planes]
+    telling = [name for name in _present(KINDS, slices) if _comes_back(_kinds(slices, name))]
+    telling += [name for name in _present(ORDERS, slices) if _is_woven(_numbers(slices, name))]
     telling += [name for name, values in _geometry(planes) if _is_woven(values)]
     if telling:
         raise InputError(
@@ -72,6 +72,14 @@ def _described(instance: Instance, frame: int) -> tuple[Any, ...]:
     """Data sets that describe a slice, the more special first."""
     groups = groups_of(instance, frame)
     return (*groups, instance.header) if instance.sop_class in ENHANCED else groups
+
+
+def _present(keywords: Sequence[str], slices: Sequence[tuple[Any, ...]]) -> list[str]:
+    """Those that any slice has."""
+    from pydicom.datadict import tag_for_keyword
+
+    tags = {int(tag) for groups in slices for one in groups for tag in one.keys()}  # noqa: SIM118 - no dict
+    return [keyword for keyword in keywords if tag_for_keyword(keyword) in tags]
 
 
 def _kinds(slices: Sequence[tuple[Any, ...]], keyword: str) -> Sequence[Hashable]:
