@@ -107,11 +107,11 @@ class ScanQueries:
             session.execute(delete(Intake).where(*intake_of(draft)))
             return scan_record(row)
 
-    def superseded_by_bytes(self, case_id: str, source_sha256: str) -> ScanRecord | None:
-        """The superseded scan of the case that came from these bytes, if its CT is stored."""
+    def superseded_by_bytes(self, case_id: str, *source_sha256: str) -> ScanRecord | None:
+        """The superseded scan of the case with one of these hashes of its source, if its CT is stored."""
         statement = select(Scan).where(
             Scan.case_id == case_id,
-            Scan.source_sha256 == source_sha256,
+            Scan.source_sha256.in_(source_sha256),
             Scan.state == ScanState.SUPERSEDED,
             Scan.ct_key.is_not(None),
         )

@@ -22,6 +22,7 @@ from retroln.catalog.states import ScanState
 from retroln.errors import ConflictError, InputError, NotFoundError, UserError, WithdrawnError
 from retroln.files import sha256_json
 from retroln.imaging import nifti
+from retroln.imaging.dicom.study import is_candidate
 from retroln.imaging.volume import Volume
 from retroln.settings import Settings
 from retroln.steps.arrivals import (
@@ -206,12 +207,13 @@ def _known_bytes(
     The same bytes are the same scan: one that others took the place of is brought back.
     """
     catalog = workspace.catalog
-    if current.source_sha256 == content.sha256:
+    same = (content.sha256, content.sha256_with_extras)
+    if current.source_sha256 in same:
         if is_wanted_again(current, policy):
             return None
         catalog.touch_fingerprint(current.scan_id, arrival.fingerprint)
         return _own(workspace, current, run_id, outcome_of_unchanged(current))
-    known = catalog.superseded_by_bytes(current.case_id, content.sha256)
+    known = catalog.superseded_by_bytes(current.case_id, *same)
     if known is None:
         return None
     try:
@@ -318,17 +320,20 @@ class Content:
     """What was delivered of a case, by hashes over its bytes and what they are said to be.
 
     Attributes:
-        sha256: of all of it.
+        sha256: of all of it, but for what lies harmlessly in a folder of slices.
         imaging_sha256: of CT and vertebrae.
+        sha256_with_extras: as older records have it.
     """
 
     sha256: str
     imaging_sha256: str
+    sha256_with_extras: str
 
 
 def _fetch(workspace: Workspace, entry: CaseEntry, parts: Parts, folder: Path) -> Content:
     """Download every part and hash it."""
     hashes: dict[str, list[str | list[str]]] = {}
+    extras: list[str] = []
     for name, infos in parts.items():
         target = folder / name
         target.mkdir()
@@ -343,10 +348,21 @@ def _fetch(workspace: Workspace, entry: CaseEntry, parts: Parts, folder: Path) -
             # in a folder of levels a file's name says which level it is
             in_folder = name == "vertebrae" and info.key != entry.vertebrae
             digests.append([file_name, digest] if in_folder else digest)
+            if name == "ct" and len(infos) > 1 and _is_extra(target / copy):
+                extras.append(digest)
         # slices may be renamed: their headers say where they belong
         hashes[name] = digests if name == "vertebrae" else sorted(digests, key=str)
-    imaging = {name: digests for name, digests in hashes.items() if name != "mask"}
-    return Content(*(_hash(entry, parts) for parts in (hashes, imaging)))
+    slices = sorted(set(hashes["ct"]) - set(extras), key=str)
+    content = hashes | {"ct": slices or hashes["ct"]}
+    imaging = {name: digests for name, digests in content.items() if name != "mask"}
+    return Content(*(_hash(entry, parts) for parts in (content, imaging, hashes)))
+
+
+def _is_extra(path: Path) -> bool:
+    try:
+        return not is_candidate(path)
+    except InputError:  # whoever opens the study says so
+        return False
 
 
 def _hash(entry: CaseEntry, hashes: Mapping[str, Any]) -> str:

@@ -355,3 +355,18 @@ def test_a_local_table_may_name_a_folder_and_an_archive(settings: Settings, tmp_
     stage_local(table, tmp_path / "source")
     assert {outcome.outcome for outcome in ingest_all(settings).values()} == {Outcome.DONE}
     assert record(settings, "A")["chosen"] == {"series": 3, "why": "named in cases.csv"}
+
+
+def test_what_is_laid_beside_known_slices_makes_no_new_scan(settings: Settings, source: Path) -> None:
+    folder = source / "P" / "C" / "dicom"
+    write(folder, series(ct_array(), lps_grid()))
+    first = sorted(folder.iterdir())[0]
+    assert ingest_all(settings)["C"].outcome is Outcome.DONE
+    (folder / "Thumbs.db").write_bytes(b"pictures")
+    (folder / "notes.txt").write_bytes(b"")
+    (folder / "copy.dcm").write_bytes(first.read_bytes())
+    assert ingest_all(settings)["C"].outcome is Outcome.SKIPPED
+    (folder / "other.dcm").write_bytes(b"no slice")
+    assert ingest_all(settings)["C"].reason == "not_dicom"
+    (scan,) = open_workspace(settings).catalog.case_history("C").scans
+    assert (scan.revision, scan.state) == (1, ScanState.INGESTED)

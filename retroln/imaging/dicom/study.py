@@ -108,7 +108,7 @@ def open_study(paths: Iterable[Path]) -> Study:
     groups: dict[str, list[Instance]] = {}
     others = 0
     for path in sorted(paths):
-        if not _is_candidate(path):
+        if not is_candidate(path):
             others += 1
             continue
         with own_words(path):
@@ -156,8 +156,12 @@ def pick(
     return by_uid[choice.chosen.key], Choice(choice.chosen, choice.why, choice.rejected | refused)
 
 
-def _is_candidate(path: Path) -> bool:
-    """Whether the file is DICOM, or says that it is."""
+def is_candidate(path: Path) -> bool:
+    """Whether a file of a study is DICOM, or says that it is; another is left out.
+
+    Raises:
+        InputError: `truncated`, it is empty and may have been a slice.
+    """
     if path.stat().st_size == 0:
         if is_no_slice(path.name):
             return False
