@@ -20,6 +20,7 @@ FACTORS = {
     # what holds a case back
     "numbering_doubtful": 0.4,
     "landmarks_implausible": 0.3,
+    "not_hu": 0.1,
     "off_bone": 0.2,
     "l2_unresolved": 0.2,
     "landmarks_cut": 0.2,

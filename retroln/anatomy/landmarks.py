@@ -7,7 +7,9 @@ a person then rules is a `Ruling`, and the gate is passed again with it.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from retroln.anatomy.by_hand import Extent, GivenExtent, given_extent, reference_at, require_at_labelled_l2
@@ -18,11 +20,22 @@ from retroln.anatomy.levels import REGION_LEVELS, Level
 from retroln.anatomy.numbering import Numbering, numbering
 from retroln.anatomy.on_bone import BoneContrast, bone_contrast, off_bone
 from retroln.anatomy.plausibility import FRAGMENT_SHARE_NOTED, Facts, Problem, problems, sound_levels
+from retroln.anatomy.tissue_hu import NOT_HU, TissueHu, overall, tissue_hu
+from retroln.anatomy.tissue_hu import problems as hu_problems
 from retroln.anatomy.vertebrae import Vertebrae
-from retroln.errors import LandmarkError
+from retroln.errors import InputError, LandmarkError
 from retroln.imaging.volume import Volume
 
-__all__ = ["Account", "Assessment", "L2Reference", "Ruling", "account_of", "assess", "reference_of"]
+__all__ = [
+    "Account",
+    "Assessment",
+    "L2Reference",
+    "Ruling",
+    "account_of",
+    "assess",
+    "naming_inputs",
+    "reference_of",
+]
 
 
 @dataclass(frozen=True)
@@ -32,7 +45,7 @@ class Ruling:
     Attributes:
         reviewer: who, as stated.
         comment: why, as stated.
-        accepted: the levels count as labelled, whatever the checks say.
+        accepted: the levels count as labelled, whatever the checks say, that of the CT's HU included.
         l2_world_mm: the middle of L2's front surface; None takes it from the labels.
         extent_world_mm: heights (superior coordinate) of the lower end of L5 and the upper end of T12; None
             takes the labelled levels.
@@ -54,7 +67,9 @@ class Account:
         truncated: T12-L5 levels absent at either end, or cut by the border.
         anchored: S1 below L5, a rib at T12 or a person confirms the numbering.
         confidence: 0 to 1, only for sorting (`confidence.confidence`).
-        per_level: see `level_facts.record`; with a CT also `bone_contrast_hu` and `_aside_hu`.
+        per_level: see `level_facts.record`; with a CT also `bone_contrast_hu` and `_aside_hu`, and in lumbar
+            levels what `tissue_hu` tells.
+        tissue_hu: the last over all levels; all None without a CT.
     """
 
     findings: tuple[str, ...]
@@ -62,6 +77,7 @@ class Account:
     anchored: bool
     confidence: float
     per_level: dict[str, dict[str, Any]]
+    tissue_hu: TissueHu
 
 
 @dataclass(frozen=True)
@@ -100,16 +116,21 @@ class _Found:
     facts: Facts
     numbering: Numbering
     contrast: dict[Level, BoneContrast]
+    tissue: dict[Level, TissueHu]
 
     @property
     def sound(self) -> frozenset[Level]:
         return sound_levels(self.facts)
 
     def problems(self) -> list[Problem]:
-        """What keeps the spine from being used as labelled, gravest first."""
+        """What keeps the spine from being used as labelled, gravest first.
+
+        Around levels that are no spine nothing is told of the CT.
+        """
         found = list(problems(self.facts, self.vertebrae))
+        not_hu = [] if found else list(hu_problems(self.tissue))
         doubt = self.numbering.problem()
-        return [*found, *off_bone(self.contrast), *([doubt] if doubt else [])]
+        return [*found, *off_bone(self.contrast), *not_hu, *([doubt] if doubt else [])]
 
 
 def assess(
@@ -124,12 +145,14 @@ def assess(
     Args:
         vertebrae: T11-S1 as labelled.
         unanchored: whether numbering that neither S1 nor ribs confirm is accepted (and recorded).
-        ct: the scan on the same grid, in HU: the levels must lie on bone. None leaves that out.
+        ct: the scan on the same grid: the levels must lie on bone, and the tissues around them must be as
+            bright as in HU. None leaves both out.
         ruling: what a person said of this scan.
 
     Raises:
         LandmarkError: `no_lumbar_level`, `landmarks_implausible` (order, spacing, size, pieces, place,
-            overlap), `off_bone`, `numbering_doubtful`, `l2_unresolved` (no rung holds) or `unanchored`.
+            overlap), `off_bone`, `not_hu`, `numbering_doubtful`, `l2_unresolved` (no rung holds) or
+            `unanchored`.
     """
     found = _find(vertebrae, ct)
     if ruling and ruling.l2_world_mm:
@@ -159,7 +182,19 @@ def account_of(vertebrae: Vertebrae, error: LandmarkError, ct: Volume | None = N
         anchored=found.numbering.anchored,
         confidence=confidence(findings),
         per_level=_per_level(found),
+        tissue_hu=overall(found.tissue),
     )
+
+
+@contextmanager
+def naming_inputs(ct: str | Path, labels: str | Path) -> Iterator[None]:
+    """Let an `InputError` that names no file name the one that it is about."""
+    try:
+        yield
+    except InputError as error:
+        if error.file is not None:
+            raise
+        raise error.reworded(file=ct if error.reason == NOT_HU else labels) from error
 
 
 _UNANCHORED = Problem(
@@ -173,8 +208,8 @@ _UNANCHORED = Problem(
 
 def _find(vertebrae: Vertebrae, ct: Volume | None) -> _Found:
     kept, facts = measure(vertebrae)
-    contrast = bone_contrast(ct, kept) if ct else {}
-    return _Found(kept, facts, numbering(facts, vertebrae.rib_12), contrast)
+    contrast, tissue = (bone_contrast(ct, kept), tissue_hu(ct, kept)) if ct else ({}, {})
+    return _Found(kept, facts, numbering(facts, vertebrae.rib_12), contrast, tissue)
 
 
 def _overruled(trouble: Problem, ruling: Ruling | None) -> bool:
@@ -199,15 +234,18 @@ def _with_given_l2(found: _Found, ruling: Ruling) -> Assessment:
 
     Raises:
         LandmarkError: `l2_unresolved`, the point lies outside the scan, no T12-L5 lies as the extent says, or
-            none was given and the labelled levels have none that can be trusted.
+            none was given and the labelled levels have none that can be trusted; `not_hu`.
     """
     assert ruling.l2_world_mm
+    troubles = [trouble for trouble in found.problems() if not _overruled(trouble, ruling)]
+    if troubles and troubles[0].reason == NOT_HU:
+        raise troubles[0].error()
     grid = found.vertebrae.grid
     step = Step("reviewer", reference_at(ruling.l2_world_mm, grid), ())
     if ruling.extent_world_mm:
         extent = given_extent(ruling.l2_world_mm, ruling.extent_world_mm, grid)
         return _assessment(found, step, (), ruling, extent)
-    if troubles := [trouble for trouble in found.problems() if not _overruled(trouble, ruling)]:
+    if troubles:
         raise Problem(
             "l2_unresolved",
             "the labelled levels cannot say how far T12-L5 reach",
@@ -235,6 +273,7 @@ def _assessment(
         anchored=found.numbering.anchored or ruling is not None,
         confidence=confidence(findings),
         per_level=_per_level(found),
+        tissue_hu=overall(found.tissue),
         vertebrae=found.vertebrae,
         rung=step.rung,
         l2=step.l2,
@@ -309,4 +348,6 @@ def _per_level(found: _Found) -> dict[str, dict[str, Any]]:
         aside = contrast.aside_hu
         levels[level.value]["bone_contrast_hu"] = round(contrast.here_hu, 1)
         levels[level.value]["bone_contrast_aside_hu"] = None if aside is None else round(aside, 1)
+    for level, tissue in found.tissue.items():
+        levels[level.value].update(tissue.record())
     return levels

@@ -86,14 +86,8 @@ def off_bone(contrast: Mapping[Level, BoneContrast]) -> Iterator[Problem]:
         f"at least {CONTRAST_MIN_HU:g} HU brighter than what surrounds them, and {SHARPNESS_MIN:g} times as "
         f"much as {ASIDE_MM:g} mm beside it",
         f"{here:.0f} HU{compared}",
-        "deliver the label map that was made on this CT",
+        "deliver the label map that was made on this CT, and the CT in HU",
     )
-
-
-def require_on_bone(ct: Volume, vertebrae: Vertebrae) -> None:
-    """Raise `LandmarkError` (`off_bone`) if the levels do not lie on bone of this CT, which is in HU."""
-    for problem in off_bone(bone_contrast(ct, vertebrae)):
-        raise problem.error()
 
 
 def _sharpness(contrast: list[BoneContrast]) -> float | None:

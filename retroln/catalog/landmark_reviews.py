@@ -28,6 +28,7 @@ LANDMARK_REASONS = frozenset(
         "no_lumbar_level",
         "landmarks_implausible",
         "off_bone",
+        "not_hu",
         "numbering_doubtful",
         "l2_unresolved",
         "unanchored",

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from retroln.errors import InputError, NotFoundError
 from retroln.files import atomic_path
+from retroln.imaging import hounsfield
 from retroln.imaging.geometry import Grid
 from retroln.imaging.nifti_header import HEADER_BYTES, Layout, encode, parse
 from retroln.imaging.turns import require_no_turns
@@ -27,8 +28,6 @@ _DEFLATE_MAX_RATIO = 1032  # zlib manual: no deflate stream expands more
 _PACKING_BYTES = 16 << 20  # what gzip may add to voxels that do not pack: 5 bytes in 64 KiB, and headers
 _MOST_MEMBERS = 1 << 16  # of a gzip stream; BGZF, which makes the most, has one for each 64 KiB
 _REAL_BYTES = 4  # a float32, which scaled values become, or an int32, which labels do
-FARTHEST_HU = 100_000
-"""No CT has a value beyond: 16 stored bits at 1 HU each, with some room for coarser steps."""
 _LABEL_TOLERANCE = 1e-3
 _CHUNK_VOXELS = 1 << 22
 _CHUNK_BYTES = 1 << 16
@@ -48,6 +47,13 @@ def read(path: Path) -> Volume:
     """
     layout, stored = _load(path)
     return Volume.from_source(_real_values(layout, stored), layout.grid)
+
+
+def read_ct(path: Path) -> Volume:
+    """As `read`, for a CT in Hounsfield units. Raises as `read` and `check_ct` do."""
+    volume = read(path)
+    check_ct(volume, path)
+    return volume
 
 
 def read_grid(path: Path) -> Grid:
@@ -96,13 +102,7 @@ def write_source(path: Path, volume: Volume) -> None:
 
 
 def check_ct(volume: Volume, file: str | Path) -> None:
-    """Refuse what is surely no CT in Hounsfield units.
-
-    CT holds air (-1000), fat (-100) and soft tissue, so a volume is refused when it spans less than
-    300 HU (masks, values scaled to 0..1), when nothing in it is positive or something lies beyond
-    100,000 HU (a wrong rescale, damaged numbers), or when nothing in it is negative though it holds values
-    between 1 and 199 (MR, 8-bit pictures, CT stored without its rescale). A CT reduced to bone on 0
-    has no such values and passes.
+    """Refuse what is surely no CT in Hounsfield units, as `retroln.imaging.hounsfield` tells it.
 
     Raises:
         InputError: `empty` (one value throughout), `not_finite`, `not_ct`, or `mixed_series`, of slices that
@@ -114,24 +114,13 @@ def check_ct(volume: Volume, file: str | Path) -> None:
         raise _not_usable(file, "voxels hold NaN or infinity", "not_finite", "finite HU", f"{low} to {high}")
     if low == high:
         raise _not_usable(file, "every voxel holds the same value", "empty", "a scan", str(low))
-    impossible = high <= 0 or max(-low, high) > FARTHEST_HU
-    if high - low < 300 or impossible or (low >= 0 and _has_soft_tissue(array)):
-        raise _not_usable(
-            file, "not CT in Hounsfield units", "not_ct", "air near -1000, bone above 200", f"{low} to {high}"
-        )
+    for doubt in hounsfield.doubts(array):
+        raise _not_usable(file, doubt.what, "not_ct", doubt.expected, doubt.got)
     require_no_turns(volume, file)
 
 
-def _has_soft_tissue(array: NDArray[Any]) -> bool:
-    """Whether a value lies from 1 to below 200; slab by slab, to need no second volume."""
-    slowest = int(np.argmax(np.abs(array.strides)))
-    slabs = np.moveaxis(array, slowest, 0)
-    return any(bool(((slab >= 1) & (slab < 200)).any()) for slab in slabs)
-
-
 def _not_usable(file: str | Path, what: str, reason: str, expected: str, got: str) -> InputError:
-    fix = "deliver the CT in HU, not scaled or windowed, slope and intercept applied"
-    return InputError(what, reason=reason, file=file, expected=expected, got=got, fix=fix)
+    return InputError(what, reason=reason, file=file, expected=expected, got=got, fix=hounsfield.FIX)
 
 
 def _load(path: Path) -> tuple[Layout, NDArray[Any]]:

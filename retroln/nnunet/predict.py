@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retroln.errors import InputError, UserError
-from retroln.imaging import intensity
+from retroln.imaging import hounsfield, intensity
 from retroln.imaging.volume import Volume
 from retroln.nnunet.arithmetic import autocast, of_network
 from retroln.nnunet.bundle import CHECKPOINT, CONFIGURATION, Bundle
@@ -21,7 +21,6 @@ from retroln.nnunet.plans import PROFILE_KEY
 from retroln.settings import AskedArithmetic, Device
 
 _EVEN = 0.5
-_NARROWEST_HU = 2.0  # a crop of a body spans hundreds of HU; one scaled to 0..1 spans at most 1
 
 
 class Predictor:
@@ -65,7 +64,8 @@ class Predictor:
             uint8, 0 background, 1 lymph node, on the grids of `ct`.
 
         Raises:
-            InputError: `not_hu` if the crop is already scaled or constant, `not_finite`, `not_3d`.
+            InputError: `not_hu` if the crop is already scaled, or surely in other units
+                (`retroln.imaging.hounsfield`); `not_finite`, `not_3d`.
         """
         labels, _ = self._run(ct, probabilities=False)
         return ct.with_array(labels)
@@ -95,8 +95,6 @@ def _to_nnunet(ct: Volume, hu: Any) -> NDArray[np.float32]:
     """Scaled crop as SimpleITK would hand it over: (channel, z, y, x)."""
     _require_hu(ct.array)
     scaled = intensity.scale(ct.array, hu)
-    if not scaled.any():
-        raise _not_hu("no voxel above the window", f"maximum {float(ct.array.max()):g}")
     return np.ascontiguousarray(scaled.transpose(2, 1, 0)[None], dtype=np.float32)
 
 
@@ -110,18 +108,14 @@ def _require_hu(array: NDArray[Any]) -> None:
     low, high = float(array.min()), float(array.max())
     if not (np.isfinite(low) and np.isfinite(high)):
         raise InputError("crop holds NaN or infinity", reason="not_finite", fix="export the scan again")
-    if high - low <= _NARROWEST_HU:
-        raise _not_hu("crop is not in Hounsfield units", f"{low:g}..{high:g}")
-
-
-def _not_hu(what: str, got: str) -> InputError:
-    return InputError(
-        what,
-        reason="not_hu",
-        expected="values such as -1000 (air) to 400",
-        got=got,
-        fix="give the crop before scaling (`retroln crop --no-normalize`)",
-    )
+    for doubt in hounsfield.doubts(array):
+        raise InputError(
+            doubt.what,
+            reason="not_hu",
+            expected=doubt.expected,
+            got=doubt.got,
+            fix="give the crop before scaling (`retroln crop --no-normalize`)",
+        )
 
 
 def _device(name: Device) -> Any:

@@ -9,15 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from retroln.anatomy import landmarks, roi
-from retroln.anatomy.on_bone import require_on_bone
 from retroln.anatomy.vertebrae import Vertebrae
-from retroln.errors import InputError, NotFoundError, UserError, naming
+from retroln.errors import InputError, NotFoundError, UserError
 from retroln.files import atomic_path, require_writable, write_json
 from retroln.imaging import intensity, nifti
-from retroln.imaging.geometry import Grid, require_same_grid
+from retroln.imaging.geometry import require_same_grid
 from retroln.imaging.volume import Volume
 from retroln.settings import Hu, LabelScheme, RoiSpec
 from retroln.steps.words import Words
@@ -86,12 +83,12 @@ def crop_files(
     name = _checked_id(case_id or case_id_of(ct))
     window = (hu or Hu()) if normalize else None
     ruling = acceptance(words)
-    source = nifti.read_grid(ct)
-    spine = Vertebrae.read(vertebrae, label_ids)
-    with naming(vertebrae):
-        seen = nifti.read(ct) if ruling else None
-        region, assessment = _find_region(source, spine, spec or RoiSpec(), seen, ruling)
-        image = _cut_ct(ct, spine, region, window, accepted=ruling is not None)
+    scan, spine = nifti.read_ct(ct), Vertebrae.read(vertebrae, label_ids)
+    with landmarks.naming_inputs(ct, vertebrae):
+        require_same_grid(scan.grid, spine.grid, what="vertebra label map")
+        assessment = landmarks.assess(spine, unanchored="accept", ct=scan, ruling=ruling)
+        region = roi.locate(spine, assessment, spec or RoiSpec(), scan.source)
+    image = _cut_ct(scan, region, window)
     labels, inside = _cut_mask(mask, region) if mask else (None, None)
     record = {
         "case_id": name,
@@ -139,30 +136,13 @@ def terms(assessment: landmarks.Assessment, words: Words | None) -> dict[str, An
         "confidence": assessment.confidence,
         "truncated": [level.value for level in assessment.truncated],
         "anchored": assessment.anchored,
+        "tissue_hu": assessment.tissue_hu.record(),
         "accepted": vars(words.complete()) if words else None,
     }
 
 
-def _find_region(
-    source: Grid, spine: Vertebrae, spec: RoiSpec, ct: Volume | None, ruling: landmarks.Ruling | None
-) -> tuple[roi.Roi, landmarks.Assessment]:
-    """By the CT's grid alone: a case whose landmarks do not do costs no reading of the CT.
-
-    Where a person overrules the checks the CT is given, so that all that is overruled is recorded.
-    """
-    scan = Volume.from_source(np.broadcast_to(np.False_, source.shape), source)
-    require_same_grid(scan.grid, spine.grid, what="vertebra label map")
-    assessment = landmarks.assess(spine, unanchored="accept", ct=ct, ruling=ruling)
-    return roi.locate(spine, assessment, spec, source), assessment
-
-
-def _cut_ct(ct: Path, spine: Vertebrae, region: roi.Roi, window: Hu | None, accepted: bool) -> Volume:
-    volume = nifti.read(ct)
-    if window is not None:
-        nifti.check_ct(volume, ct)
-    if not accepted:
-        require_on_bone(volume, spine)
-    crop = volume.crop(region.box)
+def _cut_ct(scan: Volume, region: roi.Roi, window: Hu | None) -> Volume:
+    crop = scan.crop(region.box)
     array = intensity.scale(crop.array, window) if window else crop.array.copy(order="F")
     return crop.with_array(array)
 

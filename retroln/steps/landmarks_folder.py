@@ -78,8 +78,7 @@ class LandmarksTool:
             InputError: the CT cannot be used.
             ToolError: the segmenter cannot work on this machine.
         """
-        ct = nifti.read(case.parts["ct"])
-        nifti.check_ct(ct, case.parts["ct"])
+        ct = nifti.read_ct(case.parts["ct"])
         with naming(case.parts["ct"]):
             found = self._segmented(ct)
         spine = found.vertebrae
@@ -91,8 +90,8 @@ class LandmarksTool:
             "levels": {v.level: v.voxels for v in spine.levels.values()},
         }
         try:
-            with naming(self._target(case.case_id)):
-                judged = landmarks.assess(spine, unanchored="accept")
+            with landmarks.naming_inputs(case.parts["ct"], self._target(case.case_id)):
+                judged = landmarks.assess(spine, unanchored="accept", ct=ct)
         except LandmarkError as error:
             return Result(outputs, facts, held=error)
         facts["findings"] += judged.findings

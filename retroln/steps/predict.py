@@ -9,7 +9,6 @@ import numpy as np
 
 from retroln.anatomy import landmarks, nodes, roi
 from retroln.anatomy.vertebrae import Vertebrae
-from retroln.errors import naming
 from retroln.files import write_json
 from retroln.imaging import nifti
 from retroln.imaging.geometry import require_same_grid
@@ -60,12 +59,10 @@ def predict_file(
     from retroln.engine.warm import predictor_for
 
     target, ruling = checked_output(output), acceptance(words)
-    volume = nifti.read(ct)
-    nifti.check_ct(volume, ct)
-    spine = Vertebrae.read(vertebrae, label_ids)
+    volume, spine = nifti.read_ct(ct), Vertebrae.read(vertebrae, label_ids)
     require_same_grid(volume.grid, spine.grid, what="vertebra label map", file=vertebrae)
     predictor = predictor_for(bundle, device, arithmetic)
-    with naming(vertebrae):
+    with landmarks.naming_inputs(ct, vertebrae):
         assessment = landmarks.assess(spine, unanchored="accept", ct=volume, ruling=ruling)
         region = roi.locate(spine, assessment, predictor.contract.roi, volume.source)
     predicted = predictor.predict(volume.crop(region.box))

@@ -17,7 +17,7 @@ from retroln.catalog.records import (
     ScanRecord,
 )
 from retroln.catalog.states import ScanState
-from retroln.errors import InputError, LandmarkError, LeaseError, RefusedError, UnavailableError, naming
+from retroln.errors import InputError, LandmarkError, LeaseError, RefusedError, UnavailableError
 from retroln.files import sha256_file, sha256_json, write_json
 from retroln.imaging import nifti
 from retroln.imaging.geometry import Grid
@@ -126,13 +126,14 @@ def _prepare_or_hold(workspace: Workspace, scan: ScanRecord, run_id: int) -> Cas
 
 def _prepare(workspace: Workspace, scan: ScanRecord, folder: Path, run_id: int) -> CaseOutcome:
     """The region by the landmarks, or the case in the queue of those that need a look at them."""
-    ct = _load(workspace, scan.ct_key, folder)
+    ct, ct_name = _load(workspace, scan.ct_key, folder), scan.source_uri.get("ct", scan.case_id)
+    nifti.check_ct(ct, ct_name)
     word = workspace.catalog.landmark_review_of(scan.scan_id)
     ruling, seen = landmark_queue.ruling_of(word), landmark_queue.Seen(ct)
     try:
         spine = spine_of(workspace, scan, ct, folder, word)
         seen = landmark_queue.Seen(ct, spine.vertebrae, spine.source, spine.key)
-        with naming(spine.name):
+        with landmarks.naming_inputs(ct_name, spine.name):
             delivered = Grid(scan.source_shape, np.asarray(scan.source_affine, float))
             assessment = landmarks.assess(
                 spine.vertebrae, unanchored=workspace.settings.unanchored, ct=ct, ruling=ruling

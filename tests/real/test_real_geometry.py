@@ -18,6 +18,7 @@ from retroln.imaging.geometry import VoxelBox
 from retroln.imaging.volume import Volume
 from retroln.settings import LabelScheme, RoiSpec
 from retroln.steps.files import crop_files, paste_file
+from tests.real.fleshed import BONE_ALONE, write_fleshed
 
 pytestmark = pytest.mark.skipif(
     not os.environ.get("RETROLN_REAL_DATA"), reason="RETROLN_REAL_DATA is not set"
@@ -147,14 +148,13 @@ def test_box_is_the_defined_one(name: str, scheme: LabelScheme, first: int, step
     ("ct", "labels"),
     [
         ("totalseg_example_ct", "totalseg_example_vertebrae"),
-        ("totalsegdata_s0328_bone_ct", "totalsegdata_s0328_labels"),
+        (BONE_ALONE, "totalsegdata_s0328_labels"),
     ],
 )
 def test_crop_lies_on_the_ct_and_returns_bit_by_bit(tmp_path: Path, ct: str, labels: str) -> None:
-    report = crop_files(
-        _path(ct), _path(labels), tmp_path, mask=_path(labels), normalize=False, case_id="case"
-    )
-    whole, crop = nib.load(_path(ct)), nib.load(report.ct)
+    scan = write_fleshed(_path(ct), tmp_path / "ct.nii.gz") if ct == BONE_ALONE else _path(ct)
+    report = crop_files(scan, _path(labels), tmp_path, mask=_path(labels), normalize=False, case_id="case")
+    whole, crop = nib.load(scan), nib.load(report.ct)
     start = np.linalg.inv(whole.affine) @ crop.affine[:, 3]
     assert start[:3] == pytest.approx(report.record["box_voxel"]["start"], abs=1e-4)
     box = VoxelBox(*(tuple(report.record["box_voxel"][end]) for end in ("start", "stop")))
@@ -177,9 +177,9 @@ def test_the_same_anatomy_off_by_246_mm_is_refused(tmp_path: Path) -> None:
 
 
 def test_real_ct_passes_the_ct_check_and_label_maps_do_not() -> None:
-    for name in ("totalseg_example_ct", "totalsegdata_s0328_bone_ct", "tptbox_l3_ct"):
+    for name in ("totalseg_example_ct", "totalseg_example_ct_sm", "tptbox_l3_ct"):
         nifti.check_ct(nifti.read(_path(name)), name)
-    for name in ("totalsegdata_s0328_labels", "verse004_vertebrae"):
+    for name in ("totalsegdata_s0328_labels", "verse004_vertebrae", BONE_ALONE):
         volume: Volume = nifti.read(_path(name))
         with pytest.raises(InputError, match="not CT"):
             nifti.check_ct(volume, name)

@@ -30,6 +30,7 @@ from retroln.settings import Settings
 from retroln.steps.landmark_review import accept, look
 from retroln.steps.words import Words
 from retroln.steps.workspace import open_workspace
+from tests.real.fleshed import BONE_ALONE, write_fleshed
 from tests.way import ingest_and_prepare
 
 pytestmark = pytest.mark.skipif(
@@ -259,7 +260,8 @@ def _delivered(settings: Settings, cases: Mapping[str, tuple[str, str, LabelSche
     lines = ["case_id,patient_id,ct,vertebrae,label_ids"]
     for case, (ct, labels, scheme) in cases.items():
         for name in (ct, labels):
-            shutil.copyfile(_path(name), source / f"{name}.nii.gz")
+            bring = write_fleshed if name == BONE_ALONE else shutil.copyfile
+            bring(_path(name), source / f"{name}.nii.gz")
         lines.append(f"{case},{case},{ct}.nii.gz,{labels}.nii.gz,{scheme}")
     (source / "cases.csv").write_text("\n".join(lines) + "\n")
     ingest_and_prepare(settings)
@@ -274,7 +276,7 @@ def _verdict(settings: Settings, case: str) -> tuple[ScanRecord, LandmarksRecord
 
 @pytest.fixture(scope="module")
 def verdicts(tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    """Real cases after prepare; the CT of s0328 holds bone alone."""
+    """Real cases after prepare; of the CT of s0328 only bone is real."""
     from tests.way import embedded
 
     settings = embedded(tmp_path_factory.mktemp("real"))
@@ -284,7 +286,7 @@ def verdicts(tmp_path_factory: pytest.TempPathFactory) -> Settings:
             "EXAMPLE": ("totalseg_example_ct", "totalseg_example_vertebrae", "totalseg-v2"),
             "SMALL": ("totalseg_example_ct_sm", "totalseg_example_seg_sm", "totalseg-v2"),
             "L3": ("tptbox_l3_ct", "tptbox_l3_vertebrae", "verse"),
-            "S0328": ("totalsegdata_s0328_bone_ct", "totalsegdata_s0328_labels", "totalseg-v2"),
+            "S0328": (BONE_ALONE, "totalsegdata_s0328_labels", "totalseg-v2"),
         },
     )
     return settings

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -245,13 +246,36 @@ def test_a_word_makes_no_landmarks(tmp_path: Path) -> None:
         )
 
 
-def test_scaling_what_is_not_hu_is_refused(tmp_path: Path) -> None:
-    case = _case(tmp_path)
-    scaled = np.random.default_rng(0).random((60, 60, 90), np.float32)
-    case["ct"] = _deliver(tmp_path, scaled, "scaled.nii.gz")
-    with pytest.raises(InputError) as caught:
-        crop_files(**case, output_dir=tmp_path / "out")
-    assert caught.value.reason == "not_ct"
+_NOT_HU: dict[str, tuple[Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]], str]] = {
+    "scaled to 0..1": (lambda hu: (hu + 1024) / 4095, "not_ct"),
+    "rescale not applied": (lambda hu: hu + 1024, "not_ct"),
+    "NaN outside the field of view": (lambda hu: np.where(hu < -1000, np.nan, hu), "not_finite"),
+    "100 too high": (lambda hu: hu + 100, "not_hu"),
+}
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("name", _NOT_HU)
+def test_a_ct_that_is_not_in_hu_is_refused_scaled_or_not(
+    tmp_path: Path, phantom: Phantom, name: str, normalize: bool
+) -> None:
+    change, reason = _NOT_HU[name]
+    case = {part: tmp_path / f"{part}.nii.gz" for part in ("ct", "vertebrae")}
+    nifti.write_source(case["ct"], phantom.ct.with_array(change(phantom.ct.array.astype(np.float32))))
+    nifti.write_source(case["vertebrae"], phantom.vertebrae)
+    with pytest.raises(InputError, match=r"ct\.nii\.gz: .*; expected: .*; got: ") as caught:
+        crop_files(**case, output_dir=tmp_path / "out", normalize=normalize)
+    assert caught.value.reason == reason
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_record_says_what_the_tissues_told(tmp_path: Path, phantom: Phantom) -> None:
+    case = {part: tmp_path / f"{part}.nii.gz" for part in ("ct", "vertebrae")}
+    nifti.write_source(case["ct"], phantom.ct)
+    nifti.write_source(case["vertebrae"], phantom.vertebrae)
+    told = crop_files(**case, output_dir=tmp_path / "out").record["tissue_hu"]
+    assert told == pytest.approx({"bone_hu": 215, "muscle_hu": 56, "fat_hu": -104}, abs=12)
+    assert crop_files(**_case(tmp_path), output_dir=tmp_path / "out").record["tissue_hu"]["fat_hu"] is None
 
 
 @pytest.mark.parametrize("case_id", ["../x", "a/b", "", ".hidden", "a b"])

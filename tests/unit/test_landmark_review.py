@@ -108,6 +108,23 @@ def test_the_queue_lists_the_least_trusted_first(
     assert [scan.case_id for scan, _ in landmark_review.queue(held)] == ["BARE", "WORSE", "CASE"]
 
 
+def test_a_ct_that_is_not_in_hu_waits_and_can_be_accepted(
+    settings: Settings, deliver: Callable[..., Path], phantom: Phantom
+) -> None:
+    """100 HU too high: nothing that the whole volume would tell."""
+    nifti.write_source(deliver("CASE") / "ct.nii.gz", phantom.ct.with_array(phantom.ct.array + np.int16(100)))
+    ingested, prepared = ingest_and_prepare(settings)
+    assert (ingested.done, prepared.quarantined) == (1, 1)
+    scan = _scan(settings)
+    assert (scan.reason, [one.case_id for one, _ in landmark_review.queue(settings)]) == ("not_hu", ["CASE"])
+    assert "PAT/CASE/ct.nii.gz: the CT is not in Hounsfield units" in str(scan.detail)
+    assert "fat at -240 to -30; got: muscle 1" in str(scan.detail)
+    assert _landmarks(settings).levels["L2"]["fat_hu"] == pytest.approx(-4, abs=12)
+    landmark_review.accept(settings, "CASE", WORDS)
+    assert ingest_and_prepare(settings)[1].done == 1
+    assert any("accepted: the CT is not in Hounsfield units" in one for one in _landmarks(settings).findings)
+
+
 def test_accepted_landmarks_go_on_as_labelled_and_say_so(held: Settings) -> None:
     ruled = landmark_review.accept(held, "CASE", WORDS)
     assert (ruled.word.action, ruled.word.reviewer, ruled.word.comment) == ("accept", *vars(WORDS).values())

@@ -117,6 +117,16 @@ def test_what_is_no_ct_is_held_before_the_segmenter_sees_it(cohort: Folders) -> 
     assert not (cohort.out / "LN_2.nii.gz").exists()
 
 
+def test_a_ct_clipped_around_the_spine_is_held_with_its_label_map_written(cohort: Folders) -> None:
+    ct = coded_ct(moved_spine(4), 3)
+    ct[5:55] = np.maximum(ct[5:55], -700)
+    write(cohort.ct / "LN_3.nii.gz", ct)
+    ran = _run(cohort)
+    assert cohort.outcomes()["LN_3"] == ("quarantined", "not_hu")
+    assert f"{cohort.ct / 'LN_3.nii.gz'}: the CT is not in Hounsfield units" in ran.output
+    assert (cohort.out / "LN_3.nii.gz").exists()
+
+
 def test_per_level_writes_only_what_was_found(cohort: Folders) -> None:
     levels = tuple(set(LEVEL_ORDER) - {Level.T11})
     write(cohort.ct / "LN_3.nii.gz", coded_ct(moved_spine(levels=levels), 3))

@@ -432,7 +432,7 @@ _RNG = np.random.default_rng(0)
     ("array", "reason"),
     [
         (_RNG.integers(-1024, 1500, _SHAPE).astype(np.int16), None),
-        (_RNG.choice([0, 210, 800, 1500], _SHAPE), None),  # bone alone, the rest 0
+        (_RNG.choice([0, 210, 800, 1500], _SHAPE), "not_ct"),  # bone alone, the rest 0
         (_RNG.integers(0, 2000, _SHAPE).astype(np.int16), "not_ct"),  # MR
         (_RNG.integers(0, 256, _SHAPE).astype(np.uint8), "not_ct"),
         (_RNG.random(_SHAPE, np.float32), "not_ct"),  # scaled to 0..1

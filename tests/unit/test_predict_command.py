@@ -7,16 +7,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from case_folders import ct_hu
 from click.testing import CliRunner
 from spine import grid_ras, spine_labels
 
 from retroln.cli.predict import predict
 from retroln.engine import warm
+from retroln.errors import InputError
 from retroln.imaging import nifti
+from retroln.imaging.phantom import Phantom
 from retroln.imaging.volume import Volume
 from retroln.nnunet.bundle import Contract
 from retroln.report.cautions import UNANCHORED
 from retroln.settings import Hu, RoiSpec
+from retroln.steps.predict import predict_file
 
 
 class OneNode:
@@ -38,8 +42,7 @@ def say(
     monkeypatch.setattr(warm, "predictor_for", lambda *_: OneNode(stand_in))
     labels = np.asfortranarray(spine_labels()[:, :, :top])
     grid = grid_ras(labels.shape)
-    ct = np.where(labels > 0, 700, -100).astype(np.int16, order="F")
-    ct[0, 0, 0] = -1000
+    ct = np.where(labels > 0, 700, ct_hu()[:, :, :top]).astype(np.int16, order="F")
     for name, array in (("ct", ct), ("vertebrae", labels)):
         nifti.write(folder / f"{name}.nii.gz", array, grid)
     files = [f"--{name}={folder}/{name}.nii.gz" for name in ("ct", "vertebrae", "output")]
@@ -59,6 +62,19 @@ def test_a_stand_in_says_so_beside_what_it_found(tmp_path: Path, monkeypatch: py
 def test_a_model_that_is_none_says_the_number_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said, _ = say(tmp_path, None, monkeypatch)
     assert said.splitlines()[-1].endswith("output.nii.gz: 1 nodes")
+
+
+@pytest.mark.parametrize(("shift_hu", "reason"), [(-1024, "not_ct"), (500, "not_ct"), (100, "not_hu")])
+def test_a_ct_that_is_not_in_hu_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phantom: Phantom, shift_hu: int, reason: str
+) -> None:
+    monkeypatch.setattr(warm, "predictor_for", lambda *_: OneNode(None))
+    ct, vertebrae, output = (tmp_path / f"{name}.nii.gz" for name in ("ct", "vertebrae", "output"))
+    nifti.write_source(ct, phantom.ct.with_array(phantom.ct.array + np.int16(shift_hu)))
+    nifti.write_source(vertebrae, phantom.vertebrae)
+    with pytest.raises(InputError, match=r"ct\.nii\.gz: .*Hounsfield") as caught:
+        predict_file(ct, vertebrae, tmp_path, output, label_ids="totalseg-v2")
+    assert (caught.value.reason, output.exists()) == (reason, False)
 
 
 def test_an_unanchored_spine_passes_with_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

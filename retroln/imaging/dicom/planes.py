@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from retroln.errors import InputError
 from retroln.imaging.dicom.headers import ENHANCED, Instance, numbers, texts
 from retroln.imaging.dicom.layout import frame_count, no_geometry, require_layout
-from retroln.imaging.nifti import FARTHEST_HU
+from retroln.imaging.hounsfield import FARTHEST_HU
 
 _HU = ("", "HU", "US")  # US: unspecified; that it is HU is checked on the values
 _FARTHEST_MM = 1e5  # a hundred metres from the scanner's origin lies no patient
