@@ -168,9 +168,8 @@ class _Surroundings(NamedTuple):
         grain = tuple(slice(None, None, step) for step in steps)
         values = ct.array[outer.slices][grain]
         sides = tuple(max(1, round(_BLOCK_MM / (mm * step))) for mm, step in zip(spacing, steps, strict=True))
-        means: NDArray[np.float32] = _blocks(values.astype(np.float32), sides, np.add) / np.float32(
-            prod(sides)
-        )
+        means = _blocks(values.astype(np.float32), sides, np.add)
+        means /= np.float32(prod(sides))
         even = ~_blocks(_labelled(vertebrae, outer)[grain], sides, np.logical_or)
         if even.any():
             unevenness = _unevenness(means)

@@ -119,7 +119,8 @@ def test_what_is_no_ct_is_held_before_the_segmenter_sees_it(cohort: Folders) -> 
 
 def test_a_ct_clipped_around_the_spine_is_held_with_its_label_map_written(cohort: Folders) -> None:
     ct = coded_ct(moved_spine(4), 3)
-    ct[5:55] = np.maximum(ct[5:55], -700)
+    ct[5:] = np.maximum(ct[5:], -700)
+    ct[:5] = -1000
     write(cohort.ct / "LN_3.nii.gz", ct)
     ran = _run(cohort)
     assert cohort.outcomes()["LN_3"] == ("quarantined", "not_hu")

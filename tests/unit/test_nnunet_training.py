@@ -45,6 +45,7 @@ def blobs(seed: int) -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
         centre = random.uniform(6, np.array(SHAPE) - 6)
         mask[np.linalg.norm((index - centre) * GRID.spacing_mm, axis=-1) < 9] = 1
     ct[mask > 0] += 150
+    ct[0, 0, :3] = 400  # bone: without any it is no CT
     return ct.astype(np.int16), mask
 
 
