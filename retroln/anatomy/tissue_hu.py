@@ -12,6 +12,7 @@ without labels is asked in `retroln.imaging.hounsfield`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import reduce
 from math import prod
 from typing import Any, NamedTuple
 
@@ -210,9 +211,11 @@ def _labelled(vertebrae: Vertebrae, box: VoxelBox) -> NDArray[np.bool_]:
 def _blocks(array: NDArray[Any], sides: tuple[int, ...], how: np.ufunc) -> NDArray[Any]:
     """`array` reduced over blocks; what is left over at the upper ends is dropped."""
     for axis, side in enumerate(sides):
-        whole = array.shape[axis] // side
-        array = np.take(array, range(whole * side), axis)
-        array = how.reduceat(array, np.arange(0, whole * side, side), axis=axis) if whole else array
+        if side > 1:
+            array = np.moveaxis(array, axis, 0)
+            whole = array.shape[0] // side * side
+            parts = (array[first:whole:side] for first in range(side))
+            array = np.moveaxis(reduce(how, parts), 0, axis)
     return array
 
 

@@ -35,7 +35,7 @@ def _fine_case(folder: Path) -> Grid:
     affine = np.diag([0.8, 0.8, 2.5, 1.0])
     affine[:3, 3] = (-80.0, -140.0, -900.0)
     grid = Grid(_FINE, affine)
-    ct = np.random.default_rng(1).integers(-1024, 1500, _FINE).astype(np.int16)
+    ct = np.random.default_rng(1).integers(-900, 900, _FINE).astype(np.int16)
     labels, node = np.zeros(_FINE, np.uint8), np.zeros(_FINE, np.uint8)
     for i, level in enumerate(LEVEL_ORDER[1:7]):
         bottom = 78 - 14 * i
