@@ -101,7 +101,9 @@ def test_a_child_of_half_the_size_tells_the_same(phantom: Phantom, spine: Verteb
 
 def test_what_is_not_there_is_untold_and_holds_nothing(phantom: Phantom, spine: Vertebrae) -> None:
     noise = np.random.default_rng(0).integers(-900, 900, spine.grid.shape)
-    found = assess(spine, unanchored="accept", ct=phantom.ct.with_array(noise), ruling=Ruling("A", True))
+    found = assess(
+        spine, unanchored="accept", ct=phantom.ct.with_array(noise), ruling=Ruling("A", "why", accepted=True)
+    )
     assert (found.tissue_hu.muscle, found.tissue_hu.fat) == (None, None)
     assert not [finding for finding in found.findings if "Hounsfield" in finding]
     assert found.per_level["L2"]["muscle_hu"] is None
