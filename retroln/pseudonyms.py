@@ -1,12 +1,14 @@
 """Keyed pseudonyms: the same input and key give the same name, and without the key nothing leads back.
 
 Everything is HMAC-SHA256 (RFC 2104) under one secret, each use under a label of its own, so that a patient's
-pseudonym says nothing about a key's or a UID's.
+pseudonym says nothing about a key's or a UID's. A name counts in its one spelling (`canonical`), an object's
+key by its bytes: two spellings are two objects.
 """
 
 from __future__ import annotations
 
 import hmac
+import unicodedata
 from base64 import b32encode
 from dataclasses import dataclass, field
 
@@ -14,7 +16,26 @@ from retroln.errors import SettingsError
 
 MIN_KEY_CHARACTERS = 32  # RFC 2104, 3: a key shorter than the hash (32 bytes) is strongly discouraged
 MAX_SHIFT_DAYS = 3650
+_NOBODY = (
+    *("anon", "anonym", "anonymous", "anonymised", "anonymized", "de-identified", "deidentified", "removed"),
+    *("n/a", "no-id", "noid", "none", "not-known", "null", "unknown", "unnamed"),
+)
 _DIGITS = 16  # base 32: 80 bits, so two of a million names meet with a probability of 4e-13
+
+
+def canonical(name: str) -> str:
+    """The one spelling of a name: canonically equivalent texts are the same one (UAX 15, NFC).
+
+    Nothing else is taken for the same: letters that merely look alike, small and capital ones, and the wide
+    and narrow forms of a letter (NFKC) may tell two people apart.
+    """
+    return unicodedata.normalize("NFC", name)
+
+
+def names_nobody(name: str) -> bool:
+    """Whether a patient's id is none, a word for none, or marks alone: many people's scans may bear it."""
+    word = name.strip().casefold().replace(" ", "-").replace("_", "-")
+    return word in _NOBODY or not any(letter.isalnum() or not letter.isascii() for letter in word)
 
 
 @dataclass(frozen=True)
@@ -41,11 +62,11 @@ class Pseudonyms:
 
     def patient(self, name: str) -> str:
         """Of a patient's id, P-... with 16 letters and digits; a DICOM PatientID is such an id, too."""
-        return self._name("P", "patient", name)
+        return self._name("P", "patient", canonical(name))
 
     def case(self, name: str) -> str:
         """Of a case's id, C-..."""
-        return self._name("C", "case", name)
+        return self._name("C", "case", canonical(name))
 
     def source(self, key: str) -> str:
         """Of an object's key in the source, S-...; `retroln source find` leads back."""

@@ -146,6 +146,14 @@ def save(path: Path, dataset: Dataset) -> None:
         _encode_by_gdcm(path, _GDCM[wanted])
 
 
+def set_patient_id(path: Path, raw: bytes) -> None:
+    """Put these bytes, padded, in the place of PatientID in an explicit little-endian file."""
+    data, value = path.read_bytes(), raw + b" " * (len(raw) % 2)
+    at = data.index(b"\x10\x00\x20\x00LO") + 6
+    end = at + 2 + int.from_bytes(data[at : at + 2], "little")
+    path.write_bytes(data[:at] + len(value).to_bytes(2, "little") + value + data[end:])
+
+
 def zipped(folder: Path, path: Path) -> None:
     """Pack a folder's files, below a folder of their own."""
     path.parent.mkdir(parents=True, exist_ok=True)

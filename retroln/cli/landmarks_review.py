@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, get_args
 
 import click
 
+from retroln.cli.arguments import as_spelled
 from retroln.files import write_bytes
 from retroln.settings import LabelScheme, Settings
 from retroln.steps.words import Words
@@ -51,7 +52,7 @@ def list_(as_json: bool) -> None:
 
 
 @review.command()
-@click.argument("case")
+@click.argument("case", callback=as_spelled)
 @click.option("--picture", type=click.Path(dir_okay=False, path_type=Path), help="Where to write the PNG.")
 def show(case: str, picture: Path | None) -> None:
     """Show numbers and findings of CASE and write a picture of its vertebrae.
@@ -81,7 +82,7 @@ def show(case: str, picture: Path | None) -> None:
 
 
 @review.command()
-@click.argument("case")
+@click.argument("case", callback=as_spelled)
 @_reviewer
 @_comment
 def accept(case: str, reviewer: str, comment: str) -> None:
@@ -111,7 +112,7 @@ def _numbers(
 
 
 @review.command()
-@click.argument("case")
+@click.argument("case", callback=as_spelled)
 @_reviewer
 @_comment
 @click.option(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from retroln.cli.arguments import as_spelled
 from retroln.errors import UserError
 from retroln.settings import Settings
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("case", required=False)
+@click.argument("case", callback=as_spelled, required=False)
 def status(case: str | None) -> None:
     """Show how many scans are in which state and what is held back, or the whole story of CASE."""
     from rich.console import Console
@@ -50,7 +51,7 @@ def _model_caution(workspace: Workspace, scan: ScanRecord) -> str | None:
 
 
 @click.command()
-@click.argument("case")
+@click.argument("case", callback=as_spelled)
 def requeue(case: str) -> None:
     """Take a quarantined or failed CASE up again with the next run."""
     from retroln.steps.workspace import open_workspace

@@ -19,9 +19,10 @@ from tempfile import TemporaryDirectory
 from typing import Protocol, get_args
 
 from retroln.errors import InputError, NotFoundError, UserError
+from retroln.pseudonyms import names_nobody
 from retroln.settings import LabelScheme
 from retroln.steps.case_folders import from_keys
-from retroln.steps.entry import UNNAMED, CaseEntry, is_id
+from retroln.steps.entry import UNNAMED, CaseEntry, is_id, spelled
 from retroln.storage.base import ObjectInfo, ObjectStore
 
 CASES_FILE = "cases.csv"
@@ -62,8 +63,8 @@ def list_cases(
         raise UserError("not UTF-8 text", file=CASES_FILE, got=str(error), fix="save it as UTF-8") from error
     else:
         entries = _from_csv(text, default_label_ids, any_id)
-    spelled = [_spelled(entry) for entry in entries]
-    return tuple(sorted(_merge_duplicates(spelled), key=lambda entry: entry.case_id))
+    entries = [_of_somebody(_spelled(entry)) for entry in entries]
+    return tuple(sorted(_merge_duplicates(entries), key=lambda entry: entry.case_id))
 
 
 def parts_of(entry: CaseEntry, source: Listing) -> Parts:
@@ -192,10 +193,22 @@ def _merge_duplicates(entries: list[CaseEntry]) -> list[CaseEntry]:
 
 
 def _spelled(entry: CaseEntry) -> CaseEntry:
-    """The entry with ids that can be written down: a file's name need not be text."""
-    ids = (name.encode(errors="backslashreplace").decode() for name in (entry.case_id, entry.patient_id))
-    case_id, patient_id = ids
-    return replace(entry, case_id=case_id, patient_id=patient_id)
+    return replace(entry, case_id=spelled(entry.case_id), patient_id=spelled(entry.patient_id))
+
+
+def _of_somebody(entry: CaseEntry) -> CaseEntry:
+    """The entry, held if its patient's id is a word for having none: it would bind many people into one."""
+    if entry.problem or not entry.patient_id or not names_nobody(entry.patient_id):
+        return entry
+    problem = InputError(
+        "the listing names a patient who is nobody",
+        reason="no_patient_id",
+        file=entry.ct,
+        expected="an id that each patient has alone",
+        got=repr(entry.patient_id),
+        fix="give the patient an id; leave it out for DICOM whose headers say whose it is",
+    )
+    return replace(entry, problem=problem)
 
 
 def _stat(source: Listing, key: str) -> ObjectInfo:

@@ -14,7 +14,7 @@ from retroln.imaging import nifti
 from retroln.imaging.dicom import archive, deidentify, masks
 from retroln.imaging.dicom.choice import Choice
 from retroln.imaging.dicom.extras import is_no_slice
-from retroln.imaging.dicom.headers import is_dicom
+from retroln.imaging.dicom.headers import is_dicom, is_doubtful, is_placeholder
 from retroln.imaging.dicom.study import Series, Study, open_study, pick
 from retroln.imaging.geometry import Grid, require_same_grid
 from retroln.imaging.volume import Volume
@@ -89,21 +89,13 @@ class Delivered:
         """The patient by the listing, else the pseudonym of the headers' PatientID.
 
         Raises:
-            InputError: `no_patient_id`.
+            InputError: `no_patient_id`, `doubtful_patient_id`.
         """
         if self.entry.patient_id:
             return self.entry.patient_id
-        ids = self.study.patient_ids if self.study else frozenset()
-        if not ids:
-            raise InputError(
-                "nothing says whose scan this is",
-                reason="no_patient_id",
-                file=self.policy.key(self.entry.ct),
-                expected="a patient id in the listing, or PatientID in the DICOM headers",
-                got="neither",
-                fix="put the case into a patient's folder, or list it in cases.csv",
-            )
-        return self.policy.pseudonyms("DICOM").patient(next(iter(ids)))
+        stated = next(iter(self.study.patient_ids), "") if self.study else ""
+        _require_telling(stated, self.policy.key(self.entry.ct))
+        return self.policy.pseudonyms("DICOM").patient(stated)
 
     @property
     def persons(self) -> frozenset[str]:
@@ -218,6 +210,29 @@ def _require_one_patient(study: Study, file: str) -> None:
             expected="one PatientID in every file",
             got=f"{len(study.patient_ids)} of them",
             fix="deliver each patient in a folder of its own",
+        )
+
+
+def _require_telling(patient_id: str, file: str) -> None:
+    """Raise unless a PatientID of the headers says whose a scan is; no message repeats it."""
+    if is_doubtful(patient_id):
+        raise InputError(
+            "PatientID does not say for sure whose scan this is",
+            reason="doubtful_patient_id",
+            file=file,
+            expected="one value, in the character set that the header declares",
+            got="several values" if "\\" in patient_id else "bytes that this character set cannot hold",
+            fix="export it with the right SpecificCharacterSet and one PatientID, put the case into a"
+            " patient's folder, or list it in cases.csv",
+        )
+    if is_placeholder(patient_id):
+        raise InputError(
+            "nothing says whose scan this is",
+            reason="no_patient_id",
+            file=file,
+            expected="a patient id in the listing, or PatientID in the DICOM headers",
+            got="a PatientID that names nobody" if patient_id else "neither",
+            fix="put the case into a patient's folder, or list it in cases.csv",
         )
 
 

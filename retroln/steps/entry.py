@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from retroln.errors import InputError
+from retroln.pseudonyms import canonical
 from retroln.settings import LabelScheme
 
 UNNAMED = "unnamed:"
@@ -44,6 +45,11 @@ class CaseEntry:
         """Key of each part, by part name."""
         named = {"ct": self.ct, "vertebrae": self.vertebrae, "mask": self.mask}
         return {name: key for name, key in named.items() if key}
+
+
+def spelled(name: str) -> str:
+    """An id as it is kept and looked up: in its one spelling, as text, which a file's name need not be."""
+    return canonical(name.encode(errors="backslashreplace").decode())
 
 
 def is_id(text: str, any_id: bool = False) -> bool:

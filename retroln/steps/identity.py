@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from retroln.errors import InputError, SettingsError, UserError
-from retroln.pseudonyms import Pseudonyms
+from retroln.pseudonyms import Pseudonyms, canonical
 from retroln.settings import Settings
 from retroln.steps.cohort import list_cases
-from retroln.steps.entry import UNKNOWN, UNNAMED, CaseEntry
+from retroln.steps.entry import UNKNOWN, UNNAMED, CaseEntry, spelled
 from retroln.storage.base import ObjectStore
 
 NO_KEY = "no_pseudonym_key"
@@ -122,7 +122,7 @@ class Policy:
         """What a patient is called in here, by the source's id or by the pseudonym itself."""
         if not self.replaced or _PATIENT.fullmatch(name):
             return name
-        return self.pseudonyms("").patient(name)
+        return self.pseudonyms("").patient(spelled(name))
 
     def key(self, key: str) -> str:
         """What an object, or a folder, of the source is called in here."""
@@ -178,7 +178,8 @@ class Policy:
         for key in sorted(entry.keys.values(), key=len, reverse=True):
             text = text.replace(key, self.key(key))
         pieces = {piece for key in entry.keys.values() for piece in key.split("/")}
-        names = {name for piece in (*pieces, *ids) for name in (piece, piece.split(".")[0])}
+        spellings = {spelt for piece in (*pieces, *ids) for spelt in (piece, canonical(piece))}
+        names = {name for piece in spellings for name in (piece, piece.split(".")[0])}
         for name in sorted(names, key=len, reverse=True):
             if len(name) >= _SHORTEST_NAME and not _LAYOUT.fullmatch(name):
                 text = re.sub(re.escape(name), _HIDDEN, text, flags=re.IGNORECASE)

@@ -32,6 +32,7 @@ from tests.dicom_series import (
     of_volume,
     save,
     series,
+    set_patient_id,
     write,
     zipped,
 )
@@ -330,6 +331,27 @@ def test_a_case_without_a_patient_gets_the_pseudonym_of_its_patient_id(
     assert {outcome.outcome for case, outcome in ingest_all(settings).items() if case != "C"} == {
         Outcome.SKIPPED
     }
+
+
+def test_a_patient_id_that_cannot_be_told_names_no_patient(settings: Settings, source: Path) -> None:
+    """Undecodable bytes, several values and a word for nobody: none of them binds people into one."""
+    for case, raw in (("BYTES", b"M\xfcller"), ("VALUES", b"17\\18"), ("NOBODY", b"ANONYMOUS")):
+        datasets = series(ct_array(), lps_grid(), Made(patient_id="PLACE"))
+        for one in datasets:
+            one.SpecificCharacterSet = "ISO_IR 192"
+        for path in write(source / case / "dicom", datasets):
+            set_patient_id(path, raw)
+    shutil.copytree(source / "BYTES", source / "P" / "LISTED")
+    found = ingest_all(settings)
+    assert {case: outcome.reason for case, outcome in found.items()} == {
+        "BYTES": "doubtful_patient_id",
+        "VALUES": "doubtful_patient_id",
+        "NOBODY": "no_patient_id",
+        "LISTED": None,
+    }
+    assert not any(
+        name in str(outcome.detail) for outcome in found.values() for name in ("ller", "17", "ANON")
+    )
 
 
 def test_a_withdrawn_patient_is_refused_by_the_headers_too(settings: Settings, source: Path) -> None:

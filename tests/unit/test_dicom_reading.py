@@ -20,6 +20,7 @@ from pydicom.uid import (
 )
 
 from retroln.errors import InputError
+from retroln.imaging.dicom.headers import is_doubtful, is_placeholder, read_instance
 from retroln.imaging.dicom.planes import Plane
 from retroln.imaging.dicom.stack import stack
 from retroln.imaging.dicom.study import Series, open_study
@@ -34,6 +35,7 @@ from tests.dicom_series import (
     rotated,
     save,
     series,
+    set_patient_id,
     write,
 )
 
@@ -277,3 +279,57 @@ def test_nothing_of_a_header_shows_in_a_representation(tmp_path: Path) -> None:
     study = open_study(tmp_path.iterdir())
     shown = repr(study.series[0].instances[0])
     assert "SMITH" not in shown and "1.2.826.0.1.3680043.8.498.3" not in shown
+
+
+def _patient_id(folder: Path, raw: bytes, charset: str | None) -> str:
+    """PatientID as it is read of an object whose bytes of it are these."""
+    (one, *_) = series(ct_array(), lps_grid(), Made(patient_id="PLACE"))
+    one.SpecificCharacterSet = charset
+    path = folder / "one.dcm"
+    save(path, one)
+    set_patient_id(path, raw)
+    return read_instance(path).patient_id
+
+
+@pytest.mark.parametrize(
+    ("raw", "charset", "expected"),
+    [
+        (b"4711", None, "4711"),
+        (b" 4711 \0\0", None, "4711"),
+        (b"", None, ""),
+        ("M\u00fcller".encode(), "ISO_IR 192", "M\u00fcller"),
+        ("Mu\u0308ller".encode(), "ISO_IR 192", "M\u00fcller"),
+        ("M\u00fcller".encode("latin-1"), "ISO_IR 100", "M\u00fcller"),
+        ("M\u00fcller".encode("latin-1"), None, "M\u00fcller"),
+        ("\u5f20\u4f1f".encode("gb18030"), "GB18030", "\u5f20\u4f1f"),
+        ("\u8a31".encode("gbk"), "GBK", "\u8a31"),  # its second byte is a backslash
+    ],
+)
+def test_a_patient_id_has_one_spelling(
+    tmp_path: Path, raw: bytes, charset: str | None, expected: str
+) -> None:
+    found = _patient_id(tmp_path, raw, charset)
+    assert found == expected
+    assert not is_doubtful(found)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "charset"),
+    [
+        ("M\u00fcller".encode("latin-1"), "M\u00f6ller".encode("latin-1"), "ISO_IR 192"),
+        ("M\ufffdller 1".encode(), "M\ufffdller 2".encode(), "ISO_IR 192"),  # replaced before
+        (b"WARD\\17", b"WARD\\18", None),
+    ],
+)
+def test_patient_ids_that_cannot_be_told_stay_apart_and_are_doubtful(
+    tmp_path: Path, one: bytes, other: bytes, charset: str | None
+) -> None:
+    found = [_patient_id(tmp_path, raw, charset) for raw in (one, other)]
+    assert found[0] != found[1]
+    assert all(is_doubtful(each) and not is_placeholder(each) for each in found)
+
+
+@pytest.mark.parametrize("text", ["", "0", "000000", "XXXX", "0000-00-00", "ANONYMOUS", "Unknown", "?"])
+def test_a_patient_id_of_nobody_is_a_placeholder(text: str) -> None:
+    assert is_placeholder(text)
+    assert not is_placeholder(f"{text}7")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -146,3 +148,59 @@ def test_the_operator_finds_what_a_pseudonym_stands_for(source: ObjectStore, set
         find(settings, "S-AAAAAAAAAAAAAAAA")
     with pytest.raises(SettingsError, match="RETROLN_PSEUDONYM_KEY"):
         find(Settings(**{**settings.model_dump(), "identity": "given", "pseudonym_key": None}), smith.case_id)
+
+
+COMPOSED, DECOMPOSED = (
+    unicodedata.normalize(form, "S\u00f6derstr\u00f6m, \u00c5sa") for form in ("NFC", "NFD")
+)
+
+
+def test_a_name_composed_and_decomposed_is_one_patient(source: ObjectStore, settings: Settings) -> None:
+    settings = _replacing(settings)
+    _put(source, f"{COMPOSED}/before/ct.nii.gz", f"{DECOMPOSED}/after/ct.nii.gz")
+    policy = Policy.of(settings)
+    entries = policy.list(source, settings)
+    (patient,) = {entry.patient_id for entry in entries}
+    assert not any(entry.problem for entry in entries)
+    assert policy.patient(COMPOSED) == policy.patient(DECOMPOSED) == patient
+    assert len(find(settings, patient)) == 2
+
+
+def test_a_case_composed_and_decomposed_is_listed_twice(source: ObjectStore, settings: Settings) -> None:
+    settings = _replacing(settings)
+    _put(source, f"P/{COMPOSED}/ct.nii.gz", f"P/{DECOMPOSED}/ct.nii.gz")
+    (entry,) = Policy.of(settings).list(source, settings)
+    assert entry.problem is not None and entry.problem.reason == "duplicate_case_id"
+    assert not any(name in str(entry.problem) for name in (COMPOSED, DECOMPOSED))
+
+
+def test_messages_are_cleaned_of_either_spelling(settings: Settings) -> None:
+    entry = CaseEntry("C-X", "P-X", f"{DECOMPOSED}/1/ct.nii.gz")
+    error = InputError(f"{COMPOSED} is bad", reason="r", got=f"{DECOMPOSED} there")
+    said = str(Policy.of(_replacing(settings)).conceal(error, entry))
+    assert not any(name in said for name in (COMPOSED, DECOMPOSED))
+
+
+def test_a_folder_whose_name_is_no_text_is_the_patient_that_is_typed(
+    source: ObjectStore, settings: Settings, tmp_path: Path
+) -> None:
+    settings = _replacing(settings)
+    name = os.fsdecode(b"M\xfcller")
+    (tmp_path / "source" / name / "A").mkdir(parents=True)
+    (tmp_path / "source" / name / "A" / "ct.nii.gz").write_bytes(b"x")
+    policy = Policy.of(settings)
+    (entry,) = policy.list(source, settings)
+    assert policy.patient(name) == entry.patient_id
+
+
+@pytest.mark.parametrize("identity", ["given", "pseudonym"])
+@pytest.mark.parametrize("nobody", ["unknown", "Anonymous"])
+def test_a_listed_patient_who_is_nobody_is_held(
+    source: ObjectStore, settings: Settings, identity: str, nobody: str
+) -> None:
+    settings = _replacing(settings) if identity == "pseudonym" else settings
+    _put(source, f"{nobody}/A/ct.nii.gz", "0/B/ct.nii.gz")
+    held = {entry.ct: entry.problem for entry in Policy.of(settings).list(source, settings)}
+    assert held.pop("0/B/ct.nii.gz") is None
+    (problem,) = held.values()
+    assert problem is not None and problem.reason == "no_patient_id"

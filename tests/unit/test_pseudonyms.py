@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 import uuid
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from retroln.errors import SettingsError
-from retroln.pseudonyms import MAX_SHIFT_DAYS, Pseudonyms
+from retroln.pseudonyms import MAX_SHIFT_DAYS, Pseudonyms, names_nobody
 from retroln.settings import Settings
 
 KEY, OTHER = "a" * 32, "b" * 32
@@ -63,3 +64,42 @@ def test_the_key_is_a_secret_of_the_settings() -> None:
 def test_an_expression_that_is_none_is_refused() -> None:
     with pytest.raises(SettingsError, match="RETROLN_MASK_NAMES"):
         Settings(mask_names="(")
+
+
+@pytest.mark.parametrize(
+    ("name", "patient", "case"),
+    [
+        ("4711", "P-H7XDVYLDNPFDA5K7", "C-AHJU2FLAZV4NKM56"),
+        ("Smith, John", "P-ZT2XBSWMCWCBPAP6", "C-RMLDXMHESBA3EZO7"),
+        ("S\u00f6derstr\u00f6m, \u00c5sa", "P-UPSQAYMGGDHX5IV3", "C-C4AGEM744UTOU6UZ"),
+        ("\u5c71\u7530^\u592a\u90ce", "P-XTD2TUIXXTV3EO6M", "C-V53AIW6CMMOBEWG2"),
+    ],
+)
+def test_pseudonyms_stay_what_they_were(name: str, patient: str, case: str) -> None:
+    """Catalogs hold them. A name decomposed, as macOS hands it over, is the same name composed."""
+    known = Pseudonyms.under(KEY)
+    for spelling in (name, unicodedata.normalize("NFD", name)):
+        assert (known.patient(spelling), known.case(spelling)) == (patient, case)
+
+
+def test_an_object_counts_by_its_bytes() -> None:
+    known = Pseudonyms.under(KEY)
+    composed, decomposed = (unicodedata.normalize(form, "\u00c5sa/ct.nii.gz") for form in ("NFC", "NFD"))
+    assert known.source(composed) != known.source(decomposed)
+
+
+@pytest.mark.parametrize("other", ["Smith", "SMITH", "smith ", "\uff53mith", "sm\u0131th", "smi\u200bth"])
+def test_names_that_look_alike_stay_apart(other: str) -> None:
+    assert Pseudonyms.under(KEY).patient("smith") != Pseudonyms.under(KEY).patient(other)
+
+
+@pytest.mark.parametrize(
+    "name", ["", " ", "Anonymous", "UNKNOWN", "No ID", "n/a", "--", "De-Identified", "^"]
+)
+def test_a_word_for_no_id_names_nobody(name: str) -> None:
+    assert names_nobody(name)
+
+
+@pytest.mark.parametrize("name", ["0", "P", "x1", "NA", "Nemo", "anonymous-7", "\u5f20\u4f1f", "M\udcfcller"])
+def test_an_id_names_somebody(name: str) -> None:
+    assert not names_nobody(name)

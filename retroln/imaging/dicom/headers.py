@@ -17,6 +17,7 @@ from typing import Any
 
 from retroln.errors import InputError, MissingExtraError, RetroLNError, install_from_checkout
 from retroln.imaging.dicom.bounds import require_bounded
+from retroln.pseudonyms import canonical, names_nobody
 
 DIRECTORY = "1.2.840.10008.1.3.10"  # a DICOMDIR: it lists files and is no object
 ENHANCED = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")  # second: legacy converted
@@ -30,6 +31,8 @@ _GROUP_LENGTH = b"\x02\x00\x00\x00UL"  # the first element of the meta informati
 _EARLY_GROUPS = (b"\x02\x00", b"\x08\x00")  # meta information, identification; little endian
 _LONGEST_VALUE = 1 << 20  # bytes; a contour of 40,000 points
 _DECIMAL = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?", re.ASCII)  # DS and IS, PS3.5 6.2
+_REPLACED = "\ufffd"  # what pydicom puts for a byte that it cannot decode
+_NO_NUMBER = re.compile(r"[0Xx.\-_ ]+")
 _NEEDED = """
     SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID FrameOfReferenceUID PatientID
     Modality ImageType SeriesNumber InstanceNumber StudyDate SeriesDate AcquisitionDate ContentDate
@@ -56,6 +59,7 @@ class Instance:
         header: the attributes of `_NEEDED` that it has; holds what identifies the patient.
         sop_class, uid: the data set's, else the file meta information's.
         transfer_syntax: UID of the pixels' encoding.
+        patient_id: PatientID as `patient_id` spells it, "" for none. Never stored.
     """
 
     path: Path
@@ -63,11 +67,7 @@ class Instance:
     sop_class: str
     uid: str = field(repr=False)
     transfer_syntax: str
-
-    @property
-    def patient_id(self) -> str:
-        """PatientID, "" for none. Never stored."""
-        return self.text("PatientID")
+    patient_id: str = field(default="", repr=False)
 
     @property
     def series_uid(self) -> str:
@@ -138,6 +138,35 @@ def numbers(header: Any, keyword: str) -> tuple[float, ...]:
     return found if all(abs(one) < float("inf") for one in found) else ()
 
 
+def patient_id(header: Any) -> str:
+    """PatientID in the one spelling under which ids are compared and pseudonyms made; "" for none.
+
+    It is decoded as SpecificCharacterSet says, without the blanks and zeros that pad it (PS3.5 6.2), composed
+    (`canonical`), and whole: a backslash stays in it. Where a byte cannot be decoded, or was replaced before,
+    the bytes stand for themselves (each beyond ASCII as U+DC80 to U+DCFF), so that no two ids become one.
+    Must be asked for before anything else reads the attribute: pydicom keeps no bytes of what it has decoded.
+    """
+    raw = header.get_item("PatientID") if "PatientID" in header else None
+    written = getattr(raw, "value", None)
+    text = "\\".join(texts(header, "PatientID"))
+    if _REPLACED in text and isinstance(written, bytes):
+        text = written.decode("ascii", "surrogateescape")
+    return canonical(text.strip(" \0"))
+
+
+def is_doubtful(patient_id: str) -> bool:
+    """Whether nobody can say for sure which id a PatientID is: it does not decode, or is several values.
+
+    The same patient may bear another id elsewhere, in the right character set or as one of the values.
+    """
+    return "\\" in patient_id or any("\udc80" <= letter <= "\udcff" for letter in patient_id)
+
+
+def is_placeholder(patient_id: str) -> bool:
+    """Whether a PatientID names nobody: "", a word such as ANONYMOUS, or nothing but zeros, X and marks."""
+    return names_nobody(patient_id) or _NO_NUMBER.fullmatch(patient_id) is not None
+
+
 def is_dicom(path: Path) -> bool:
     """Whether the file begins like one of DICOM's."""
     with path.open("rb") as stream:
@@ -166,6 +195,7 @@ def read_instance(path: Path) -> Instance:
     found = read_dataset(path, _NEEDED, pixels=False)
     meta = found.file_meta
     with quietly():  # pydicom reads a value when it is first asked for, and what it warns of, it quotes
+        whose = patient_id(found)
         for keyword in _NEEDED:
             if not keyword.endswith("Sequence"):
                 texts(found, keyword)
@@ -175,6 +205,7 @@ def read_instance(path: Path) -> Instance:
             sop_class=(texts(found, "SOPClassUID") or texts(meta, "MediaStorageSOPClassUID") or ("",))[0],
             uid=(texts(found, "SOPInstanceUID") or texts(meta, "MediaStorageSOPInstanceUID") or ("",))[0],
             transfer_syntax=(texts(meta, "TransferSyntaxUID") or ("",))[0],
+            patient_id=whose,
         )
     if instance.sop_class != DIRECTORY and _ends_before_its_pixels(instance):
         raise truncated(path, "nothing more before the image pixel module")

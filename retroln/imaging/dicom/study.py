@@ -86,7 +86,8 @@ class Study:
 
     Attributes:
         series: in the order of their numbers.
-        patient_ids: PatientIDs of all objects that have one. Never stored.
+        patient_ids: PatientIDs of all objects that have one, as `headers.patient_id` spells them. Never
+            stored.
         remarks: on the files that are no part of a series.
     """
 
