@@ -86,7 +86,8 @@ def run_real(place: Path) -> int:
     from flows.infer import infer
     from flows.ingest import ingest
     from flows.prepare import prepare
-    from retroln.steps.cohort import CASES_FILE, stage_local
+    from retroln.steps.cases_table import CASES_FILE
+    from retroln.steps.cohort import stage_local
 
     cases_csv = place if place.is_file() else place / CASES_FILE
     if not cases_csv.exists():

@@ -27,6 +27,7 @@ from retroln.anatomy.levels import (
     scheme_ids,
 )
 from retroln.anatomy.ribs import RIB_12_IDS, rib_12_level
+from retroln.endings import NIFTI, ambiguous, by_small_letters, has_ending
 from retroln.errors import InputError, NotFoundError
 from retroln.imaging import nifti
 from retroln.imaging.geometry import Grid, require_same_grid
@@ -144,17 +145,27 @@ class _Part:
     vertebra: Vertebra | None
 
 
+def may_be_level(name: str) -> bool:
+    """Whether a file's name is of the kind `vertebrae_<LEVEL>.nii.gz`."""
+    return name.lower().startswith("vertebrae_") and has_ending(name, *NIFTI)
+
+
 def level_files(folder: Path) -> dict[Level, Path]:
-    """The existing `vertebrae_<LEVEL>.nii.gz` (or .nii) of each level, top to bottom.
+    """The existing `vertebrae_<LEVEL>.nii.gz` (or .nii) of each level, in capitals or not, top to bottom.
 
     Raises:
         NotFoundError: there is none.
+        InputError: `ambiguous_name`.
     """
-    wanted = {
-        level: [folder / f"vertebrae_{level}{end}" for end in (".nii.gz", ".nii")] for level in LEVEL_ORDER
-    }
-    files = {level: next((p for p in paths if p.is_file()), None) for level, paths in wanted.items()}
-    present = {level: path for level, path in files.items() if path is not None}
+    names = by_small_letters(path.name for path in folder.iterdir() if path.is_file())
+    present = {}
+    for level in LEVEL_ORDER:
+        wanted = (f"vertebrae_{level}{end}".lower() for end in (".nii.gz", ".nii"))
+        spelt = next((names[name] for name in wanted if name in names), [])
+        if len(spelt) > 1:
+            raise ambiguous(spelt, str(folder))
+        if spelt:
+            present[level] = folder / spelt[0]
     if not present:
         raise NotFoundError(
             "no vertebra files in the folder",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, get_args
 
 import click
 
+from retroln.endings import has_ending
 from retroln.errors import naming
 from retroln.settings import LabelScheme
 
@@ -64,7 +65,7 @@ def measure(
     stations = _read_beside(volume, "organ map", organs, nifti.read_labels)
     with naming(labels):
         measured = nodes.measure(volume, vertebrae=levels, organs=stations, instances=instances)
-    if output.suffix.lower() == ".csv":
+    if has_ending(output.name, ".csv"):
         files.write_bytes(output, nodes.to_csv(measured).encode())
     else:
         files.write_json(output, [node.to_dict() for node in measured])

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from retroln.endings import GZIP, NIFTI, has_ending
 from retroln.errors import InputError, NotFoundError
 from retroln.files import atomic_path
 from retroln.imaging import hounsfield
@@ -87,7 +88,7 @@ def write(path: Path, array: NDArray[Any], grid: Grid) -> None:
     """
     if array.shape != grid.shape:
         raise ValueError(f"array must be {grid.shape}, got {array.shape}")
-    if not path.name.endswith((".nii", ".nii.gz")):
+    if not has_ending(path.name, *NIFTI):
         raise ValueError(f"name must end in .nii or .nii.gz, got {path.name}")
     voxels = _native(array.view(np.uint8) if array.dtype == bool else array)
     with atomic_path(path) as partial, _opened_for_writing(partial) as stream:
@@ -338,7 +339,7 @@ def _not_integer(path: Path, value: float) -> InputError:
 
 def _opened_for_writing(path: Path) -> BinaryIO:
     """The file, compressed if its name says so; blocks of 1 MiB are packed by two threads."""
-    if not path.name.endswith(".gz"):
+    if not has_ending(path.name, GZIP):
         return path.open("wb")
     from isal import igzip_threaded
 

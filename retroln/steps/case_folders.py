@@ -1,17 +1,19 @@
-"""Cases by their keys: `<patient>/<case>/` and fixed names in it; DICOM needs no patient above the case."""
+"""Cases by their keys: `<patient>/<case>/` and fixed names in it; DICOM needs no patient above the case.
+
+Capitals in the fixed names do not matter.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
 
+from retroln.endings import DICOM, NIFTI, ZIP, ambiguous, by_small_letters, has_ending
 from retroln.errors import InputError
 from retroln.settings import LabelScheme
 from retroln.steps.entry import UNKNOWN, CaseEntry, is_id
 from retroln.storage.base import ObjectInfo
 
-_IMAGE = (".nii", ".nii.gz", ".dcm", ".zip")
-_NOT_SLICES = (".nii", ".nii.gz", ".zip")
 _DICOM_FOLDER = "dicom"
 _CT_PARTS = ("ct.nii.gz", "ct.nii", "ct.zip", "ct.dcm", "dicom/")
 _VERTEBRAE_PARTS = ("vertebrae.nii.gz", "vertebrae.nii", "vertebrae/")
@@ -29,31 +31,45 @@ def from_keys(infos: Iterable[ObjectInfo], default: LabelScheme, any_id: bool) -
         tops.setdefault(first, set()).update(rest[:1])
         if len(rest) >= 2:
             cases.setdefault((first, rest[0]), set()).add(rest[1])
-        elif info.key.endswith(_IMAGE) or "." not in info.key.rsplit("/", 1)[-1]:
+        elif has_ending(info.key, *NIFTI, DICOM, ZIP) or "." not in info.key.rsplit("/", 1)[-1]:
             loose.append(info.key)  # without an ending: a link to a folder
-    bare = {top for top, names in tops.items() if _is_bare(top, names, cases)}
+    studies = _dicom_folders(cases)
+    bare = {top for top, names in tops.items() if _is_bare(names, studies.get(top, set()))}
     listed = [_from_folder("", top, f"{top}/", tops[top], default) for top in bare]
     listed += [
         _from_folder(patient, case, f"{patient}/{case}/", names, default)
         for (patient, case), names in cases.items()
-        if not (patient in bare and case in _PARTS)
+        if not (patient in bare and case.lower() in _PARTS)
     ]
     listed += [_misplaced(key, default) for key in _together(loose, bare)]
     return listed if any_id else [_with_usable_ids(entry) for entry in listed]
 
 
-def _is_bare(top: str, names: set[str], cases: dict[tuple[str, str], set[str]]) -> bool:
+def _dicom_folders(cases: dict[tuple[str, str], set[str]]) -> dict[str, set[str]]:
+    """By folder at the top: names in what may be the folder of its study, in small letters."""
+    found: dict[str, set[str]] = {}
+    for (top, name), inside in cases.items():
+        if name.lower() == _DICOM_FOLDER:
+            found.setdefault(top, set()).update(each.lower() for each in inside)
+    return found
+
+
+def _is_bare(names: set[str], in_study: set[str]) -> bool:
     """Whether a folder at the top is a DICOM case without a patient, rather than a patient with cases."""
-    inside = cases.get((top, _DICOM_FOLDER), set())
-    return bool(names & {"ct.zip", "ct.dcm"}) or bool(inside and not inside & _PARTS)
+    has_object = not {name.lower() for name in names}.isdisjoint(("ct.zip", "ct.dcm"))
+    return has_object or bool(in_study and not in_study & _PARTS)
 
 
 def _together(loose: list[str], bare: set[str]) -> list[str]:
     """Loose keys that belong to no bare case; several files of one folder that may be DICOM count as one."""
-    left = [key for key in loose if not (key.partition("/")[0] in bare and key.partition("/")[2] in _PARTS)]
+    left = [
+        key
+        for key in loose
+        if not (key.partition("/")[0] in bare and key.partition("/")[2].lower() in _PARTS)
+    ]
     slices: dict[str, list[str]] = {}
     for key in left:
-        if "/" in key and not key.endswith(_NOT_SLICES):
+        if "/" in key and not has_ending(key, *NIFTI, ZIP):
             slices.setdefault(key.partition("/")[0], []).append(key)
     many = {top for top, keys in slices.items() if len(keys) > 1}
     grouped = {key for top in many for key in slices[top]}
@@ -74,8 +90,12 @@ def _misplaced(key: str, default: LabelScheme) -> CaseEntry:
 
 
 def _from_folder(patient: str, case: str, base: str, names: set[str], default: LabelScheme) -> CaseEntry:
+    spelt = by_small_letters(names)
+    twice = [several for name, several in spelt.items() if name in _PARTS and len(several) > 1]
+
     def part(candidates: tuple[str, ...]) -> str | None:
-        return next((base + name for name in candidates if name.rstrip("/") in names), None)
+        wanted = next((name for name in candidates if name.rstrip("/") in spelt), None)
+        return wanted and base + spelt[wanted.rstrip("/")][0] + "/" * wanted.endswith("/")
 
     return CaseEntry(
         case_id=case,
@@ -84,6 +104,7 @@ def _from_folder(patient: str, case: str, base: str, names: set[str], default: L
         vertebrae=part(_VERTEBRAE_PARTS),
         label_ids=default,
         mask=part(_MASK_PARTS),
+        problem=ambiguous(twice[0], base) if twice else None,
     )
 
 

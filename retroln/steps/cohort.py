@@ -1,15 +1,14 @@
 """Which cases a source holds, and what belongs together: a `cases.csv`, or keys by patient and case.
 
-`cases.csv` has the columns case_id, patient_id, ct and, optionally, vertebrae, label_ids, mask, series; paths
-are relative to it. Without one, keys are `<patient>/<case>/ct.nii.gz` (or .nii; `ct.zip`, `ct.dcm` or
-`dicom/` for DICOM), `vertebrae.nii.gz` or `vertebrae/`, and `mask.nii.gz` (or .nii, .dcm). A case id is
-always matched whole. DICOM may come without ids, since its headers say whose it is.
+`cases.csv` has the columns case_id, patient_id, ct and, optionally, vertebrae, label_ids, mask, series (see
+`cases_table`); paths are relative to it. Without one, keys are `<patient>/<case>/ct.nii.gz` (or .nii;
+`ct.zip`, `ct.dcm` or `dicom/` for DICOM), `vertebrae.nii.gz` or `vertebrae/`, and `mask.nii.gz` (or .nii,
+.dcm). A case id is always matched whole. DICOM may come without ids, since its headers say whose it is.
 """
 
 from __future__ import annotations
 
 import csv
-import io
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -18,19 +17,18 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Protocol, get_args
 
+from retroln.endings import GZIP, has_ending
 from retroln.errors import InputError, NotFoundError, UserError
 from retroln.pseudonyms import names_nobody
 from retroln.settings import LabelScheme
+from retroln.steps import cases_table
 from retroln.steps.case_folders import from_keys
-from retroln.steps.entry import UNNAMED, CaseEntry, is_id, spelled
+from retroln.steps.cases_table import CASES_FILE
+from retroln.steps.entry import UNNAMED, CaseEntry, is_id, is_named_dicom, spelled
 from retroln.storage.base import ObjectInfo, ObjectStore
 
-CASES_FILE = "cases.csv"
 Parts = dict[str, tuple[ObjectInfo, ...]]
 """The objects behind a case, by part name."""
-_REQUIRED = ("case_id", "patient_id", "ct")
-_SAYS_WHOSE = ("/", ".zip", ".dcm")  # a CT that is surely DICOM, whose headers name the patient
-_COLUMNS = (*_REQUIRED, "vertebrae", "label_ids", "mask", "series")
 MAX_OBJECTS = 20_000
 MAX_BYTES = 16 << 30
 """Bounds of one case's CT, the same as of an archive: what is more is no CT study of one patient."""
@@ -56,15 +54,26 @@ def list_cases(
         UserError: `cases.csv` itself cannot be read, so that nothing can be accounted for.
     """
     try:
-        text = source.get_bytes(CASES_FILE).decode("utf-8-sig")
+        rows = cases_table.rows(source.get_bytes(CASES_FILE))
     except NotFoundError:
-        entries = from_keys(source.list(), default_label_ids, any_id)
-    except UnicodeDecodeError as error:
-        raise UserError("not UTF-8 text", file=CASES_FILE, got=str(error), fix="save it as UTF-8") from error
+        entries = from_keys(_without_table(source), default_label_ids, any_id)
     else:
-        entries = _from_csv(text, default_label_ids, any_id)
+        entries = [_entry(row, default_label_ids, any_id) for row in rows]
     entries = [_of_somebody(_spelled(entry)) for entry in entries]
     return tuple(sorted(_merge_duplicates(entries), key=lambda entry: entry.case_id))
+
+
+def _without_table(source: ObjectStore) -> Iterator[ObjectInfo]:
+    """What the source lists; a table that goes unread for its name alone is not passed over."""
+    for info in source.list():
+        if info.key.lower() == CASES_FILE:
+            raise UserError(
+                "the table of the cases has another name",
+                file=info.key,
+                expected=CASES_FILE,
+                fix=f"call it {CASES_FILE}, or take it away to list the cases by their keys",
+            )
+        yield info
 
 
 def parts_of(entry: CaseEntry, source: Listing) -> Parts:
@@ -87,7 +96,7 @@ def stage_local(cases_csv: Path, folder: Path) -> None:
 
     What lay in `folder` before is gone: an old file must not stand in for one that is missing now.
     """
-    rows = [row for _, row in _rows(cases_csv.read_text("utf-8-sig"))]
+    rows = [row.cells for row in cases_table.rows(cases_csv.read_bytes())]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".partial-", dir=folder.parent) as scratch:
         staged = Path(scratch, "source")
@@ -97,9 +106,9 @@ def stage_local(cases_csv: Path, folder: Path) -> None:
                 if row.get(column):
                     row[column] = _stage(cases_csv.parent / row[column], staged, f"{number:04d}-{column}")
         with (staged / CASES_FILE).open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.DictWriter(stream, _COLUMNS)
+            writer = csv.DictWriter(stream, cases_table.COLUMNS, restval="")
             writer.writeheader()
-            writer.writerows({column: row.get(column) or "" for column in _COLUMNS} for row in rows)
+            writer.writerows(rows)
         shutil.rmtree(folder, ignore_errors=True)
         staged.rename(folder)
 
@@ -108,38 +117,16 @@ def _stage(path: Path, folder: Path, name: str) -> str:
     if path.is_dir():
         shutil.copytree(path, folder / name)
         return f"{name}/"
-    target = f"{name}.nii.gz" if path.name.endswith(".gz") else f"{name}{path.suffix}"
+    target = f"{name}.nii.gz" if has_ending(path.name, GZIP) else f"{name}{path.suffix.lower()}"
     if path.exists():
         shutil.copyfile(path, folder / target)
     return target
 
 
-def _rows(text: str) -> list[tuple[int, dict[str, str]]]:
-    """Each row with the number of its (last) line."""
-    reader = csv.DictReader(io.StringIO(text))
-    columns = [name.strip() for name in reader.fieldnames or []]
-    missing = [name for name in _REQUIRED if name not in columns]
-    if missing:
-        raise UserError(
-            "columns are missing",
-            file=CASES_FILE,
-            expected=",".join(_COLUMNS),
-            got=",".join(columns) or "an empty file",
-            fix=f"add {', '.join(missing)}",
-        )
-    reader.fieldnames = columns
-    return [
-        (reader.line_num, {k: (v or "").strip() for k, v in row.items() if k in _COLUMNS}) for row in reader
-    ]
-
-
-def _from_csv(text: str, default: LabelScheme, any_id: bool) -> list[CaseEntry]:
-    return [_entry(row, line, default, any_id) for line, row in _rows(text)]
-
-
-def _entry(row: dict[str, str], line: int, default: LabelScheme, any_id: bool) -> CaseEntry:
+def _entry(read: cases_table.Row, default: LabelScheme, any_id: bool) -> CaseEntry:
+    row, line = read.cells, read.line
     scheme = row.get("label_ids") or default
-    says_whose = row["ct"].endswith(_SAYS_WHOSE)
+    says_whose = is_named_dicom(row["ct"])  # its headers name the patient
     case_id = row["case_id"] or (UNNAMED + row["ct"] if says_whose else "")
     entry = CaseEntry(
         case_id or f"line-{line}",
@@ -150,7 +137,14 @@ def _entry(row: dict[str, str], line: int, default: LabelScheme, any_id: bool) -
         row.get("mask") or None,
         series=row.get("series") or None,
     )
-    if scheme not in get_args(LabelScheme):
+    if read.beyond:
+        problem = _bad_row(
+            line,
+            "the line",
+            "a cell for each column, those with a delimiter in quotes",
+            f"{read.beyond} more",
+        )
+    elif scheme not in get_args(LabelScheme):
         problem = _bad_row(line, "label_ids", " | ".join(get_args(LabelScheme)), scheme)
     elif not (is_id(row["case_id"], any_id) or case_id.startswith(UNNAMED)):
         problem = _bad_row(line, "case_id", "letters, digits, '.', '_', '-'", repr(row["case_id"]))
@@ -247,11 +241,12 @@ def _require_bounded(infos: tuple[ObjectInfo, ...], key: str) -> None:
 
 
 def _missing(key: str) -> InputError:
+    spelling = "" if key.isascii() else "; letters with marks may be composed here and decomposed there"
     return InputError(
         "the object is not in the source",
         reason="missing_object",
         file=key,
         expected="an existing object",
         got="nothing",
-        fix="upload it or correct the listing",
+        fix=f"upload it or correct the listing{spelling}",
     )

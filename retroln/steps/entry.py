@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from retroln.endings import DICOM, ZIP, has_ending
 from retroln.errors import InputError
 from retroln.pseudonyms import canonical
 from retroln.settings import LabelScheme
@@ -38,13 +39,18 @@ class CaseEntry:
     @property
     def is_named_dicom(self) -> bool:
         """Whether the CT's key says DICOM; one that does not may hold it all the same."""
-        return self.problem is None and self.ct.endswith(("/", ".zip", ".dcm"))
+        return self.problem is None and is_named_dicom(self.ct)
 
     @property
     def keys(self) -> dict[str, str]:
         """Key of each part, by part name."""
         named = {"ct": self.ct, "vertebrae": self.vertebrae, "mask": self.mask}
         return {name: key for name, key in named.items() if key}
+
+
+def is_named_dicom(key: str) -> bool:
+    """Whether a CT's key says that it is DICOM: a folder, an archive or an object."""
+    return key.endswith("/") or has_ending(key, ZIP, DICOM)
 
 
 def spelled(name: str) -> str:

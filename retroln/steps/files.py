@@ -11,6 +11,7 @@ from typing import Any
 
 from retroln.anatomy import landmarks, roi
 from retroln.anatomy.vertebrae import Vertebrae
+from retroln.endings import NIFTI, has_ending, without_nifti
 from retroln.errors import InputError, NotFoundError, UserError
 from retroln.files import atomic_path, require_writable, write_json
 from retroln.imaging import intensity, nifti
@@ -41,7 +42,7 @@ class CropReport:
 
 def case_id_of(path: Path, *, keep_channel: bool = False) -> str:
     """Name without .nii or .nii.gz and, unless `keep_channel`, without nnU-Net's `_0000`."""
-    name = re.sub(r"\.nii(\.gz)?$", "", path.name)
+    name = without_nifti(path.name)
     return name if keep_channel else name.removesuffix("_0000")
 
 
@@ -188,7 +189,7 @@ def checked_output(output: Path) -> Path:
         UserError: the name has no extension of NIfTI.
         OSError: as `retroln.files.require_writable`.
     """
-    if not output.name.endswith((".nii", ".nii.gz")):
+    if not has_ending(output.name, *NIFTI):
         raise UserError(
             "output name has no NIfTI extension", expected=".nii or .nii.gz", got=output.name, fix="rename it"
         )

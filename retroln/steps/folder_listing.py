@@ -1,7 +1,7 @@
 """Which cases a folder of files holds, and what belongs to them; ids are matched whole.
 
-A case's id is the whole name of its CT without .nii or .nii.gz and without nnU-Net's `_0000`. What belongs
-to it lies in folders beside it under the same id.
+A case's id is the whole name of its CT without .nii or .nii.gz (in capitals or not) and without nnU-Net's
+`_0000`. What belongs to it lies in folders beside it under the same id.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from retroln.anatomy.vertebrae import may_be_level
+from retroln.endings import NIFTI, has_ending
 from retroln.errors import InputError, NotFoundError, UserError
 from retroln.steps.files import case_id_of, is_case_id
-
-IMAGE = (".nii", ".nii.gz")
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def list_cts(folder: Path, pattern: str = "*") -> Listing:
         NotFoundError: no such folder, or no image in it.
     """
     found = _visible(folder, pattern)
-    images = [path for path in found if path.name.endswith(IMAGE) and not path.is_dir()]
+    images = [path for path in found if has_ending(path.name, *NIFTI) and not path.is_dir()]
     others = tuple(sorted(_name(path) for path in set(found) - set(images)))
     if not images:
         raise NotFoundError(
@@ -128,8 +128,8 @@ def _name(path: Path) -> str:
 
 def _may_be_part(path: Path, level_folders: bool) -> bool:
     if path.is_dir():
-        return level_folders and any(path.glob("vertebrae_*.nii*"))
-    return path.name.endswith(IMAGE)
+        return level_folders and any(may_be_level(inside.name) for inside in path.iterdir())
+    return has_ending(path.name, *NIFTI)
 
 
 def _case(case_id: str, paths: list[Path]) -> FolderCase:

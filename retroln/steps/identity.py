@@ -25,7 +25,8 @@ _MISPLACED = "misplaced:"
 _LINE = re.compile(r"line-\d+")  # what a row without a usable id is called
 _PATIENT = re.compile(r"P-[A-Z2-7]{16}")
 _LAYOUT = re.compile(
-    r"(?:ct|mask|vertebrae(?:_[TLS]\d{1,2})?)(?:\.(?:nii|nii\.gz|zip|dcm))?|dicom|cases\.csv"
+    r"(?:ct|mask|vertebrae(?:_[TLS]\d{1,2})?)(?:\.(?:nii|nii\.gz|zip|dcm))?|dicom|cases\.csv",
+    re.IGNORECASE,
 )
 _SHORTEST_NAME = 3  # a shorter part of a key names nobody, and would be found in every message
 _HIDDEN = "[hidden]"

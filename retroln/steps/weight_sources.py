@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from zipfile import BadZipFile, ZipFile, is_zipfile
 
 from retroln.anatomy.totalseg_weights import NETWORKS, files_of
+from retroln.endings import ZIP, has_ending
 from retroln.errors import NotFoundError, UserError
 from retroln.files import sha256_file
 from retroln.storage.keys import safe_key
@@ -47,7 +48,8 @@ def _files(source: Path, scratch: Path) -> Iterator[tuple[str, Path]]:
         raise NotFoundError("no such folder or zip", file=source, fix="check the path")
     if source.is_dir():
         yield from _in_folder(source.resolve())
-        for number, path in enumerate(sorted(source.glob("*.zip"))):
+        zips = sorted(path for path in source.iterdir() if has_ending(path.name, ZIP))
+        for number, path in enumerate(zips):
             yield from _in_zip(path, scratch / str(number))
     elif is_zipfile(source):
         yield from _in_zip(source, scratch)

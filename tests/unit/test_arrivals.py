@@ -17,7 +17,7 @@ from retroln.catalog.records import ScanDraft, ScanRecord
 from retroln.errors import ConflictError, InputError, UnavailableError
 from retroln.settings import Settings
 from retroln.steps import arrivals, cases, ingest, outages
-from retroln.steps.cohort import CASES_FILE
+from retroln.steps.cases_table import CASES_FILE
 from retroln.steps.identity import Policy
 from retroln.steps.runs import Run
 from retroln.steps.source import find

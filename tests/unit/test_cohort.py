@@ -131,3 +131,81 @@ def test_bad_row_is_named_by_its_line(source: ObjectStore) -> None:
     (entry,) = list_cases(source, "totalseg-v2")
     assert entry.problem is not None
     assert entry.problem.what.startswith("line 3:")
+
+
+_ROWS = "Case_ID;PATIENT_ID;Ct;Series\r\nA;P;a, b/ct.nii.gz;\r\nB;P;b.nii.gz;4\r\n;;;\r\n"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        _ROWS.encode(),
+        b"\xef\xbb\xbf" + _ROWS.encode(),
+        _ROWS.replace(";", "\t").encode("utf-16"),
+        _ROWS.replace("\r\n", "\r").encode(),
+        "\n".join(
+            ('"case_id" , "patient_id","ct","series"', 'A,P,"a, b/ct.nii.gz"', "B,P,b.nii.gz,4")
+        ).encode(),
+    ],
+    ids=["semicolons", "byte order mark", "tabs, UTF-16", "carriage returns", "quotes"],
+)
+def test_a_table_is_read_as_spreadsheets_write_it(source: ObjectStore, data: bytes) -> None:
+    source.put_bytes(data, "cases.csv")
+    first, second = list_cases(source, "totalseg-v2")
+    assert (first.case_id, first.patient_id, first.ct, first.series) == ("A", "P", "a, b/ct.nii.gz", None)
+    assert (second.case_id, second.ct, second.series) == ("B", "b.nii.gz", "4")
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"case;patient_id;ct\n", ("add case_id", "got: 'case', 'patient_id', 'ct', divided by semicolons")),
+        (b"", ("columns are missing", "an empty file")),
+        (b"case_id,patient_id,ct,CT\n", ("a column is there twice", "keep one ct")),
+        ("case_id,patient_id,ct\n".encode("utf-16-le"), ("columns are missing", "c\\x00a")),
+        (b"case_id,patient_id,ct\n" + b"x" * 200_000, ("not a table", "fix: ")),
+        ("case_id,patient_id,ct\nK\u00f6ln,P,a".encode("latin-1"), ("not UTF-8 text", "fix: ")),
+    ],
+)
+def test_a_table_that_cannot_be_read_says_what_was_got(
+    source: ObjectStore, data: bytes, words: tuple[str, ...]
+) -> None:
+    source.put_bytes(data, "cases.csv")
+    with pytest.raises(UserError) as caught:
+        list_cases(source, "totalseg-v2")
+    assert all(word in str(caught.value) for word in words)
+
+
+def test_a_line_of_too_many_cells_is_held(source: ObjectStore) -> None:
+    """A comma in a path without quotes would cut it."""
+    _table(source, "case_id,patient_id,ct", "A,P,Smith, John/ct.nii.gz", "B,P,b.nii.gz,,")
+    first, second = list_cases(source, "totalseg-v2")
+    assert first.problem is not None and first.problem.what.startswith("line 2:")
+    assert second.problem is None
+
+
+def test_a_table_of_another_name_is_not_passed_over(source: ObjectStore) -> None:
+    source.put_bytes(b"case_id,patient_id,ct\n", "Cases.CSV")
+    with pytest.raises(UserError, match=r"call it cases\.csv"):
+        list_cases(source, "totalseg-v2")
+
+
+def test_capitals_in_the_names_of_parts_do_not_matter(source: ObjectStore) -> None:
+    for key in ("P/A/CT.NII.GZ", "P/A/Mask.nii", "P/A/VERTEBRAE/vertebrae_L2.NII.GZ", "P/B/ct.ZIP"):
+        source.put_bytes(b"x", key)
+    for key in ("C/DICOM/IM1", "C/MASK.DCM", "D/CT.Dcm", "P/loose.NII.GZ"):
+        source.put_bytes(b"x", key)
+    entries = {entry.case_id: entry for entry in list_cases(source, "totalseg-v2")}
+    assert set(entries) == {"A", "B", "C", "D", "misplaced:P/loose.NII.GZ"}
+    assert entries["A"].keys == {"ct": "P/A/CT.NII.GZ", "vertebrae": "P/A/VERTEBRAE/", "mask": "P/A/Mask.nii"}
+    assert entries["C"].keys == {"ct": "C/DICOM/", "mask": "C/MASK.DCM"}
+    assert [entries[case].patient_id for case in "BCD"] == ["P", "", ""]
+    assert not entries["A"].is_named_dicom and all(entries[case].is_named_dicom for case in "BCD")
+
+
+def test_names_that_differ_in_capitals_alone_are_held(source: ObjectStore) -> None:
+    for key in ("P/A/ct.nii.gz", "P/A/CT.nii.gz", "P/A/mask.nii"):
+        source.put_bytes(b"x", key)
+    (entry,) = list_cases(source, "totalseg-v2")
+    assert entry.problem is not None and entry.problem.reason == "ambiguous_name"
+    assert "CT.nii.gz, ct.nii.gz" in str(entry.problem)

@@ -60,6 +60,7 @@ def _case(folder: Path, orientation: str = "RAS") -> dict[str, Path]:
         ("LN_001_0000.nii.gz", "LN_001"),
         ("LN_001.nii.gz", "LN_001"),
         ("5.nii", "5"),
+        ("GROSS.NII.GZ", "GROSS"),
         ("a_0000_b.nii.gz", "a_0000_b"),
         ("p1.series.2.nii.gz", "p1.series.2"),
     ],

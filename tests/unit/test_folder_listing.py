@@ -23,17 +23,27 @@ def _problems(listing: Listing) -> dict[str, str | None]:
 
 
 def test_an_id_is_the_whole_name_without_extension_and_channel(tmp_path: Path) -> None:
-    names = ("LN_001_0000.nii.gz", "LN_0010.nii", "P1.ser.2.nii.gz", "a_0000_b.nii.gz")
+    names = ("LN_001_0000.nii.gz", "LN_0010.nii", "P1.ser.2.nii.gz", "a_0000_b.nii.gz", "GROSS_0000.NII.GZ")
     listing = list_cts(_touch(tmp_path, *names))
     assert {case.case_id: case.parts["ct"].name for case in listing.cases} == {
         "LN_001": "LN_001_0000.nii.gz",
         "LN_0010": "LN_0010.nii",
         "P1.ser.2": "P1.ser.2.nii.gz",
         "a_0000_b": "a_0000_b.nii.gz",
+        "GROSS": "GROSS_0000.NII.GZ",
     }
+    assert listing.ignored == ()
 
 
-@pytest.mark.parametrize("names", [("a.nii", "a.nii.gz"), ("a.nii.gz", "a_0000.nii.gz")])
+def test_parts_may_end_in_capitals(tmp_path: Path) -> None:
+    cts = list_cts(_touch(tmp_path / "ct", "A.nii.gz", "B.NII"))
+    levels = _touch(tmp_path / "v", "A.NII.GZ", "B/VERTEBRAE_L2.Nii.Gz")
+    assert _problems(with_part(cts, "vertebrae", levels, level_folders=True)) == {"A": None, "B": None}
+
+
+@pytest.mark.parametrize(
+    "names", [("a.nii", "a.nii.gz"), ("a.nii.gz", "a_0000.nii.gz"), ("a.NII.GZ", "a.nii.gz")]
+)
 def test_two_files_of_one_id_are_one_held_case_that_names_both(
     tmp_path: Path, names: tuple[str, str]
 ) -> None:

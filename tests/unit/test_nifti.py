@@ -98,10 +98,11 @@ def test_sheared_grid_is_written_by_sform_alone_and_read_back(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "int16", "uint16", "int32", "uint32", "float32"])
-@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "A.NII.GZ"])
 def test_dtype_and_values_survive(tmp_path: Path, dtype: str, name: str) -> None:
     nifti.write(tmp_path / name, _voxels(dtype), Grid(_SHAPE, _affine()))
     read = nifti.read(tmp_path / name).array
+    assert (tmp_path / name).read_bytes().startswith(b"\x1f\x8b") is name.lower().endswith(".gz")
     assert read.dtype == dtype
     assert np.array_equal(read, _voxels(dtype))
 

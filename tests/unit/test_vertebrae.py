@@ -74,6 +74,16 @@ def test_folder_equals_label_map_in_any_mix_of_orientations(tmp_path: Path) -> N
     assert found.overlap_voxels == 0
 
 
+def test_capitals_in_names_of_levels_do_not_matter_unless_two_differ_by_them(tmp_path: Path) -> None:
+    _write_levels(tmp_path)
+    (tmp_path / "vertebrae_L2.nii.gz").rename(tmp_path / "VERTEBRAE_L2.NII.GZ")
+    assert np.array_equal(vertebrae.read(tmp_path, "totalseg-v2").to_label_map(), spine_labels())
+    (tmp_path / "Vertebrae_L2.nii.gz").write_bytes(b"another")
+    with pytest.raises(InputError, match=r"VERTEBRAE_L2.NII.GZ, Vertebrae_L2.nii.gz") as caught:
+        Vertebrae.from_folder(tmp_path)
+    assert caught.value.reason == "ambiguous_name"
+
+
 def test_empty_file_means_level_not_found(tmp_path: Path) -> None:
     _write_levels(tmp_path)
     nifti.write(tmp_path / "vertebrae_L4.nii.gz", np.zeros((60, 60, 90), np.uint8), grid_ras())

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import PurePath
 
+from retroln.endings import DICOM
 from retroln.files import sha256_file
 from retroln.imaging.dicom.headers import CT, SECONDARY_CAPTURE, Instance
 from retroln.imaging.dicom.planes import Plane
@@ -29,7 +30,7 @@ def ending(name: str) -> str:
     if name.lower() == _DIRECTORY:
         return f".{_DIRECTORY}"
     suffix = PurePath(name).suffix.lower()
-    return suffix if suffix == ".dcm" or suffix in _NO_SLICE else ""
+    return suffix if suffix == DICOM or suffix in _NO_SLICE else ""
 
 
 def is_no_slice(name: str) -> bool:

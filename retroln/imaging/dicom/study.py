@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from retroln.endings import DICOM, has_ending
 from retroln.errors import InputError
 from retroln.imaging.dicom.choice import Choice, SeriesFacts, asked_for, choose, find
 from retroln.imaging.dicom.decoding import require_decodable
@@ -167,7 +168,7 @@ def is_candidate(path: Path) -> bool:
         if is_no_slice(path.name):
             return False
         raise truncated(path, "an empty file")
-    return seems_dicom(path) or path.suffix.lower() == ".dcm"
+    return seems_dicom(path) or has_ending(path.name, DICOM)
 
 
 def _series(instances: Sequence[Instance]) -> Series:

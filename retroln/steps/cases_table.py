@@ -1,0 +1,105 @@
+"""`cases.csv` as people and spreadsheets write it: its rows, whatever divides the cells.
+
+Commas, semicolons (Excel where the comma is the decimal sign) or tabs; capitals and order of the columns'
+names do not matter, nor does a byte order mark; UTF-8, or UTF-16 with its mark (Excel's "Unicode text").
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from retroln.errors import UserError
+
+CASES_FILE = "cases.csv"
+REQUIRED = ("case_id", "patient_id", "ct")
+COLUMNS = (*REQUIRED, "vertebrae", "label_ids", "mask", "series")
+_DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table.
+
+    Attributes:
+        line: number of its (last) line, from 1.
+        cells: text by column of `COLUMNS` that the table has, without surrounding blanks.
+        beyond: how many cells that are not empty stand behind the last column.
+    """
+
+    line: int
+    cells: dict[str, str]
+    beyond: int = 0
+
+
+def rows(data: bytes) -> list[Row]:
+    """The rows below the header; lines without a text are none.
+
+    Raises:
+        UserError: no text, no header with the columns that are needed, or a column twice.
+    """
+    lines = io.StringIO(_decoded(data), newline=None)
+    try:
+        delimiter = _delimiter(lines.readline())
+        lines.seek(0)
+        reader = _reader(lines, delimiter)
+        columns = _columns(next(reader, []), delimiter)
+        return [_row(reader.line_num, cells, columns) for cells in reader if any(map(str.strip, cells))]
+    except csv.Error as error:
+        raise UserError(
+            "not a table", file=CASES_FILE, got=str(error), fix="save it as CSV, UTF-8, from a spreadsheet"
+        ) from error
+
+
+def _row(line: int, cells: Sequence[str], columns: Sequence[str]) -> Row:
+    texts = {name: text.strip() for name, text in zip(columns, cells, strict=False) if name in COLUMNS}
+    beyond = sum(bool(text.strip()) for text in cells[len(columns) :])
+    return Row(line, {**dict.fromkeys(REQUIRED, ""), **texts}, beyond)
+
+
+def _decoded(data: bytes) -> str:
+    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        return data.decode("utf-16" if wide else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            "not UTF-8 text", file=CASES_FILE, got=str(error), fix="save it as CSV, UTF-8"
+        ) from error
+
+
+def _reader(lines: Iterable[str], delimiter: str) -> Any:
+    return csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
+
+
+def _delimiter(header: str) -> str:
+    """The one by which the header names most of the columns; a comma where none does."""
+
+    def named(delimiter: str) -> int:
+        return len({*COLUMNS}.intersection(_names(next(_reader([header], delimiter), []))))
+
+    return max(_DELIMITERS, key=named)
+
+
+def _names(cells: Sequence[str]) -> list[str]:
+    return [cell.strip().lower() for cell in cells]
+
+
+def _columns(cells: Sequence[str], delimiter: str) -> list[str]:
+    columns = _names(cells)
+    missing = [name for name in REQUIRED if name not in columns]
+    twice = sorted({name for name in columns if name in COLUMNS and columns.count(name) > 1})
+    if missing or twice:
+        raise UserError(
+            "columns are missing" if missing else "a column is there twice",
+            file=CASES_FILE,
+            expected=",".join(COLUMNS),
+            got=f"{', '.join(map(repr, cells))}, divided by {_DELIMITERS[delimiter]}"
+            if cells
+            else "an empty file",
+            fix=f"add {', '.join(missing)}" if missing else f"keep one {twice[0]}",
+        )
+    return columns
