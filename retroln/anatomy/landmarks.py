@@ -202,7 +202,8 @@ _UNANCHORED = Problem(
     "nothing confirms the numbering of the vertebrae",
     "a sacral S1 next to L5, or ribs at T12",
     "neither",
-    "count the levels by eye, then `retroln review accept`; RETROLN_UNANCHORED=accept lets such cases pass",
+    "count the levels by eye, then `retroln review accept`; RETROLN_UNANCHORED=accept and"
+    " `retroln requeue CASE` let such cases pass",
 )
 
 

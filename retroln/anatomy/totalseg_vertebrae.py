@@ -129,7 +129,7 @@ def _bodies(scan: Scan) -> Labels:
             reason="landmarks_implausible",
             expected="one body for each level",
             got=f"IndexError: {error}",
-            fix="look at the CT, or set RETROLN_TOTALSEG__REFINE=0 and requeue",
+            fix="look at the CT, or set RETROLN_TOTALSEG__REFINE=0 and `retroln requeue CASE`",
         ) from error
 
 
@@ -151,7 +151,7 @@ def _full(scan: Scan, spec: TotalSegSpec) -> tuple[Labels, tuple[str, ...]]:
             reason="landmarks_cut",
             expected="whole vertebrae",
             fix="deliver a corrected label map beside the CT, or set RETROLN_TOTALSEG__QUALITY=fast, which"
-            " looks at the whole scan, and requeue",
+            " looks at the whole scan, and `retroln requeue CASE`",
         )
     for level in cut:  # T11 and S1 only confirm the others, and a part of them says nothing
         labels = np.where(labels == _IDS[level], np.uint8(0), labels)

@@ -5,8 +5,12 @@ from __future__ import annotations
 import click
 
 
-def as_spelled(_: click.Context, __: click.Parameter, typed: str | None) -> str | None:
-    """Callback of an id: as the catalog has it, however it is typed."""
+def as_spelled(
+    _: click.Context, __: click.Parameter, typed: str | tuple[str, ...] | None
+) -> str | tuple[str, ...] | None:
+    """Callback of an id, or of several: as the catalog has it, however it is typed."""
     from retroln.steps.entry import spelled
 
+    if isinstance(typed, tuple):
+        return tuple(spelled(each) for each in typed)
     return typed and spelled(typed)

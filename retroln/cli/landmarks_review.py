@@ -169,7 +169,7 @@ def _tell(ruled: Ruled) -> None:
 
 
 @review.command()
-@click.argument("cases", nargs=-1, required=True)
+@click.argument("cases", nargs=-1, required=True, callback=as_spelled)
 @_reviewer
 @_comment
 def different(cases: tuple[str, ...], reviewer: str, comment: str) -> None:

@@ -16,6 +16,7 @@ from retroln.catalog.records import HeldDeliveryRecord, ScanRecord
 from retroln.catalog.states import ScanState
 from retroln.errors import InputError
 from retroln.files import sha256_json
+from retroln.settings import Settings
 from retroln.steps.cohort import Listing, Parts, parts_of
 from retroln.steps.entry import CaseEntry
 from retroln.steps.identity import NO_KEY, Policy
@@ -25,6 +26,8 @@ from retroln.storage.keys import is_safe
 
 _CASES_AT_ONCE = 500  # whose records are in memory together
 _LISTED_PER_KEY = 50  # S3 lists so many objects at the cost of asking for one
+
+_DECIDED_BY = {"mask_segments": "mask_names"}  # reasons that go by a setting, too, and which one
 
 log = logging.getLogger(__name__)
 
@@ -121,20 +124,29 @@ class Arrival:
             return cls(entry, current, held, {}, unread, error)
         return cls(entry, current, held, parts, _fingerprint(entry, parts, policy))
 
-    def known_outcome(self, policy: Policy) -> CaseOutcome | None:
+    def mark(self, reason: str | None, settings: Settings) -> str:
+        """The fingerprint under which the delivery is held for a reason; with the setting that decides it."""
+        name = _DECIDED_BY.get(reason or "")
+        return sha256_json([self.fingerprint, getattr(settings, name)]) if name else self.fingerprint
+
+    def known_outcome(self, policy: Policy, settings: Settings) -> CaseOutcome | None:
         """What becomes of a case that needs no look; None for one that is new, changed or wanted again."""
         if self.current is None:
             return None
         if self.current.state is ScanState.WITHDRAWN:
             return refused(policy, self.entry, withdrawn_error(self.entry, self.current.patient_id))
         if self.held is not None:
-            return self._known_delivery(self.held, policy)
-        if self.current.source_fingerprint != self.fingerprint or is_wanted_again(self.current, policy):
+            return self._known_delivery(self.held, policy, settings)
+        mark = self.mark(self.current.reason if self.current.ct_key is None else None, settings)
+        if self.current.source_fingerprint != mark or is_wanted_again(self.current, policy):
             return None
         return outcome_of_unchanged(self.current)
 
-    def _known_delivery(self, held: HeldDeliveryRecord, policy: Policy) -> CaseOutcome | None:
-        if held.source_fingerprint != self.fingerprint or _waited_for_key(held.reason, policy):
+    def _known_delivery(
+        self, held: HeldDeliveryRecord, policy: Policy, settings: Settings
+    ) -> CaseOutcome | None:
+        mark = self.mark(held.reason, settings)
+        if held.source_fingerprint != mark or _waited_for_key(held.reason, policy):
             return None
         return CaseOutcome(held.case_id, Outcome.QUARANTINED, held.reason, held.detail)
 
@@ -152,7 +164,7 @@ def unchanged(
         known = Known(catalog.current_scans([entry.case_id for entry in some]), held, withdrawn)
         for entry in some:
             if scan := known.scans.get(entry.case_id):
-                outcome = _if_unchanged(entry, known, source, policy)
+                outcome = _if_unchanged(entry, known, source, policy, workspace.settings)
                 if outcome and outcome.outcome is Outcome.SKIPPED:
                     outcome = own.get(scan.scan_id, outcome)
                 if outcome:
@@ -160,9 +172,11 @@ def unchanged(
     return outcomes
 
 
-def _if_unchanged(entry: CaseEntry, known: Known, source: Listing, policy: Policy) -> CaseOutcome | None:
+def _if_unchanged(
+    entry: CaseEntry, known: Known, source: Listing, policy: Policy, settings: Settings
+) -> CaseOutcome | None:
     try:
-        return Arrival.of(entry, known, source, policy).known_outcome(policy)
+        return Arrival.of(entry, known, source, policy).known_outcome(policy, settings)
     except Exception:  # ingest looks at the case itself, with patience, and says what is wrong with it
         log.debug("case %s cannot be compared", entry.case_id, exc_info=True)
         return None
@@ -179,6 +193,11 @@ def is_wanted_again(current: ScanRecord, policy: Policy) -> bool:
     """True for a case that a person requeued before anything of it was stored, or that waited for a key."""
     has_key_now = _waited_for_key(current.reason, policy)
     return current.ct_key is None and (has_key_now or current.state is not ScanState.QUARANTINED)
+
+
+def goes_by_setting(current: ScanRecord) -> bool:
+    """Whether the same bytes, held before anything of them was stored, may do under another setting."""
+    return current.ct_key is None and current.reason in _DECIDED_BY
 
 
 def _waited_for_key(reason: str | None, policy: Policy) -> bool:

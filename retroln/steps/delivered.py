@@ -101,7 +101,7 @@ class Delivered:
     def persons(self) -> frozenset[str]:
         """Keyed names of the person, the same under whatever patient's id the case comes."""
         ids = self.study.patient_ids if self.study else frozenset()
-        named = {self.policy.pseudonyms("DICOM").patient(one) for one in ids}
+        named = {self.policy.pseudonyms("DICOM").patient(one) for one in ids if not is_placeholder(one)}
         return frozenset(named | ({self.entry.patient_id} if self.policy.replaced else set()))
 
     def read_image(self, settings: Settings) -> Image:

@@ -29,6 +29,7 @@ from retroln.steps.arrivals import (
     Arrival,
     Known,
     asked_series,
+    goes_by_setting,
     is_wanted_again,
     outcome_of_unchanged,
     refused,
@@ -140,13 +141,13 @@ def ingest_case(settings: Settings, run_id: int, entry: CaseEntry) -> CaseOutcom
 def _ingest(workspace: Workspace, policy: Policy, run_id: int, entry: CaseEntry) -> CaseOutcome:
     arrival = Arrival.of(entry, Known.of_case(workspace.catalog, entry.case_id), workspace.source, policy)
     current = arrival.current
-    if current and (known := arrival.known_outcome(policy)):
+    if current and (known := arrival.known_outcome(policy, workspace.settings)):
         return _own(workspace, current, run_id, known)
     seen = Seen(entry)
     try:
         return _take_in(workspace, policy, arrival, seen, run_id)
     except InputError as error:
-        held = _held(policy, arrival, seen, error)
+        held = _held(workspace, policy, arrival, seen, error)
         outcome = CaseOutcome(entry.case_id, Outcome.QUARANTINED, held.reason, held.detail)
         return _add(workspace, policy, seen.entry, held, current, run_id) or outcome
 
@@ -209,7 +210,7 @@ def _known_bytes(
     catalog = workspace.catalog
     same = (content.sha256, content.sha256_with_extras)
     if current.source_sha256 in same:
-        if is_wanted_again(current, policy):
+        if is_wanted_again(current, policy) or goes_by_setting(current):
             return None
         catalog.touch_fingerprint(current.scan_id, arrival.fingerprint)
         return _own(workspace, current, run_id, outcome_of_unchanged(current))
@@ -439,7 +440,7 @@ def _store(workspace: Workspace, volume: Volume, folder: Path, key: str) -> str:
     return key
 
 
-def _held(policy: Policy, arrival: Arrival, seen: Seen, error: InputError) -> ScanDraft:
+def _held(workspace: Workspace, policy: Policy, arrival: Arrival, seen: Seen, error: InputError) -> ScanDraft:
     """What the catalog notes of a case that cannot be used."""
     entry, current = seen.entry, arrival.current
     known = current.patient_id if current and current.ct_key else None
@@ -448,7 +449,7 @@ def _held(policy: Policy, arrival: Arrival, seen: Seen, error: InputError) -> Sc
         patient_id=known or entry.patient_id or UNKNOWN,
         state=ScanState.QUARANTINED,
         source_uri=policy.locations(entry),
-        source_fingerprint=arrival.fingerprint,
+        source_fingerprint=arrival.mark(error.reason, workspace.settings),
         source_sha256=seen.content.sha256 if seen.content else None,
         label_ids=entry.label_ids,
         reason=error.reason,

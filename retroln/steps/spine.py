@@ -103,7 +103,7 @@ def _missing(scan: ScanRecord) -> LandmarkError:
         expected="a vertebra label map or a folder vertebrae_<LEVEL>.nii.gz",
         got="none",
         fix="deliver one beside the CT (TotalSegmentator task total writes it), or have it made here with"
-        " RETROLN_LANDMARKS=totalseg and requeue",
+        " RETROLN_LANDMARKS=totalseg and `retroln requeue CASE`",
     )
 
 

@@ -310,6 +310,28 @@ def test_a_held_case_that_is_broken_too_says_so_once_there_is_a_key(settings: Se
         assert ingest_all(settings)["DICOM"].reason == "too_few_slices"
 
 
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_setting_that_a_message_names_holds_at_the_next_ingest(
+    settings: Settings, source: Path, beside: bool
+) -> None:
+    """Held anew by nothing else; also where the delivery is held beside an earlier scan."""
+    folder, grid = source / "P" / "A", lps_grid()
+    if beside:
+        write(folder / "dicom", series(ct_array(), grid))
+        assert ingest_all(settings)["A"].outcome is Outcome.DONE
+    polygon = rectangle((3.5, 6.5), (3.5, 6.5), 4)
+    rois = structure_set([("one", [polygon]), ("other", [polygon])], grid, Made())
+    write(folder / "dicom", series(ct_array(), grid))
+    rois.save_as(folder / "mask.dcm", enforce_file_format=True)
+    catalog = open_workspace(settings).catalog
+    for _ in range(2):
+        assert ingest_all(settings)["A"].reason == "mask_segments"
+        assert len(catalog.case_history("A").scans) == 1
+    settings = settings.model_copy(update={"mask_names": "^one$"})
+    assert ingest_all(settings)["A"].outcome is Outcome.DONE
+    assert ingest_all(settings)["A"].outcome is Outcome.SKIPPED
+
+
 def test_a_case_without_a_patient_gets_the_pseudonym_of_its_patient_id(
     settings: Settings, source: Path
 ) -> None:
@@ -352,6 +374,13 @@ def test_a_patient_id_that_cannot_be_told_names_no_patient(settings: Settings, s
     assert not any(
         name in str(outcome.detail) for outcome in found.values() for name in ("ller", "17", "ANON")
     )
+
+
+def test_a_patient_id_of_nobody_binds_no_two_patients(settings: Settings, source: Path) -> None:
+    for number, case in enumerate("AB", start=1):
+        made = Made(study=number, patient_id="ANONYMOUS")
+        write(source / f"P{case}" / case / "dicom", series(ct_array(seed=number), lps_grid(), made))
+    assert {one.outcome for one in ingest_all(settings).values()} == {Outcome.DONE}
 
 
 def test_a_withdrawn_patient_is_refused_by_the_headers_too(settings: Settings, source: Path) -> None:

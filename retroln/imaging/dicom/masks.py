@@ -114,6 +114,6 @@ def _chosen(named: Sequence[tuple[int, str]], names: str, path: Path) -> list[in
             file=path,
             expected=f"one, or up to {_MOST_LABELS} with names that fit {names}",
             got=f"{len(named)}, of which {len(fitting)} fit",
-            fix="rename them, or set RETROLN_MASK_NAMES",
+            fix="rename them, or set RETROLN_MASK_NAMES; the next ingest goes by it",
         )
     return sorted(fitting)
