@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import click
 
+from retroln.cli.listing import as_json_option, tell_json
 from retroln.settings import Settings
 
 
 @click.group(invoke_without_command=True)
+@as_json_option
 @click.pass_context
-def catalog(context: click.Context) -> None:
+def catalog(context: click.Context, as_json: bool) -> None:
     """Show which schema the catalog has and which one this RetroLN works with."""
     if context.invoked_subcommand is None:
         from retroln.steps import schema
 
         found = schema.read(Settings())
+        if as_json:
+            tell_json(found._asdict())
+            return
         click.echo(f"schema {found.present or 'none'}, wanted {found.wanted}")
 
 

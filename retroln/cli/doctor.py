@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -11,6 +12,7 @@ from importlib.util import find_spec
 import click
 
 from retroln.cli.finding import Finding, tried
+from retroln.cli.listing import as_json_option, tell_json
 from retroln.cli.machine import folder_finding, machine_findings
 from retroln.errors import SettingsError, install_from_checkout
 from retroln.settings import Settings, misspelt
@@ -33,10 +35,13 @@ _SHADOWS = ("argparse", "unittest2", "traceback2", "linecache2")
 
 @click.command()
 @click.option("--servers", is_flag=True, help="Use every server as the platform does: write, read, log in.")
-def doctor(servers: bool) -> None:
+@as_json_option
+def doctor(servers: bool, as_json: bool) -> None:
     """Say what works on this machine and the fix for what does not."""
     findings = [*_versions(), *_traps(), *machine_findings(), _gpu(), *_misspelt(), *_places(servers)]
-    for finding in findings:
+    if as_json:
+        tell_json([asdict(finding) for finding in findings])
+    for finding in () if as_json else findings:
         mark = "ok  " if finding.well else "FIX "
         click.echo(
             f"{mark} {finding.name}: {finding.seen}" + (f"; fix: {finding.fix}" if finding.fix else "")

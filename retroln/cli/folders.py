@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 import click
 
 from retroln.catalog.accounting import Outcome
+from retroln.cli.listing import show
 from retroln.cli.progress import FAILED_EXIT_CODE, progress, sentence
 from retroln.errors import InputError
 from retroln.steps.folder_ledger import Entry
@@ -61,12 +62,10 @@ def _warn(text: str) -> None:
 
 
 def _tell_report(report: Report, command: str) -> None:
-    from rich.console import Console
-
     from retroln.report.cautions import by_sentence, recorded_cautions
     from retroln.report.terminal import stage_table
 
-    Console().print(stage_table({command: report.accounting}, "Cases"))
+    show(stage_table({command: report.accounting}, "Cases"))
     usable = [entry for entry in report.entries if entry.outcome in (Outcome.DONE, Outcome.SKIPPED)]
     for line in by_sentence((entry.case_id, recorded_cautions(entry.facts)) for entry in usable):
         click.echo(line)

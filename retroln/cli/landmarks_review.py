@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import asdict
-from datetime import datetime
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 import click
 
 from retroln.cli.arguments import as_spelled
+from retroln.cli.listing import as_json_option, tell_json
+from retroln.cli.listing import show as show_tables
 from retroln.files import write_bytes
 from retroln.settings import LabelScheme, Settings
 from retroln.steps.words import Words
@@ -33,20 +33,17 @@ def review() -> None:
 
 
 @review.command("list")
-@click.option("--json", "as_json", is_flag=True, help="One JSON list with every field.")
+@as_json_option
 def list_(as_json: bool) -> None:
     """Show the cases that wait, the least trusted first."""
-    from rich.console import Console
-
     from retroln.report.terminal import queue_table
     from retroln.steps.landmark_review import queue
 
     held = queue(Settings())
     if as_json:
-        rows = [{"scan": asdict(scan), "landmarks": found and asdict(found)} for scan, found in held]
-        click.echo(json.dumps(rows, default=datetime.isoformat, indent=2))
+        tell_json([{"scan": asdict(scan), "landmarks": found and asdict(found)} for scan, found in held])
     elif held:
-        Console().print(queue_table(held))
+        show_tables(queue_table(held))
     else:
         click.echo("no case waits for a look at its landmarks")
 
@@ -54,19 +51,21 @@ def list_(as_json: bool) -> None:
 @review.command()
 @click.argument("case", callback=as_spelled)
 @click.option("--picture", type=click.Path(dir_okay=False, path_type=Path), help="Where to write the PNG.")
-def show(case: str, picture: Path | None) -> None:
+@as_json_option
+def show(case: str, picture: Path | None, as_json: bool) -> None:
     """Show numbers and findings of CASE and write a picture of its vertebrae.
 
     The picture goes to CASE-landmarks.png in this folder unless --picture names a place.
     """
-    from rich.console import Console
-
     from retroln.report.terminal import level_table, word_table
     from retroln.steps.landmark_review import look
 
     seen = look(Settings(), case)
     path = picture or Path(f"{case}-landmarks.png")
     write_bytes(path, seen.picture)
+    if as_json:
+        tell_json({**asdict(replace(seen, picture=b"")), "picture": str(path)})
+        return
     click.echo(f"{case}: {seen.scan.state.value}, {seen.scan.reason or 'not held'}")
     if seen.scan.detail:
         click.echo(f"  {seen.scan.detail}")
@@ -75,9 +74,9 @@ def show(case: str, picture: Path | None) -> None:
         click.echo(f"rung {found.rung}, {'anchored' if found.anchored else 'not anchored'}{trust}")
         for sentence in seen.cautions:
             click.echo(f"  {sentence}")
-        Console().print(level_table(found.levels))
+        show_tables(level_table(found.levels))
     if seen.words:
-        Console().print(word_table(seen.words))
+        show_tables(word_table(seen.words))
     click.echo(f"picture: {path}")
 
 

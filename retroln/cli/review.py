@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
-from datetime import datetime
 
 import click
 
+from retroln.cli.listing import as_json_option, tell_json
 from retroln.settings import Settings
 
 _reviewer = click.option("--reviewer", required=True, help="Who decides, as it shall stand in the audit.")
@@ -75,7 +74,7 @@ def reconcile() -> None:
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="One JSON list with every field.")
+@as_json_option
 def audit(as_json: bool) -> None:
     """Show every decision on the model, oldest first: who, when, why, and the gate figures."""
     from retroln.steps.review import in_words
@@ -84,7 +83,7 @@ def audit(as_json: bool) -> None:
     settings = Settings()
     rows = open_workspace(settings).catalog.audits(settings.model_name)
     if as_json:
-        click.echo(json.dumps([asdict(row) for row in rows], default=datetime.isoformat, indent=2))
+        tell_json([asdict(row) for row in rows])
         return
     for row in rows:
         before = "none" if row.previous_version is None else row.previous_version

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from retroln.cli.listing import as_json_option, tell_json
 from retroln.settings import Settings
 
 
@@ -14,9 +15,14 @@ def source() -> None:
 
 @source.command()
 @click.argument("pseudonym")
-def find(pseudonym: str) -> None:
+@as_json_option
+def find(pseudonym: str, as_json: bool) -> None:
     """Name what PSEUDONYM (S-, C- or P-...) stands for in the source; needs RETROLN_PSEUDONYM_KEY."""
     from retroln.steps import source as step
 
-    for key in step.find(Settings(), pseudonym):
+    keys = step.find(Settings(), pseudonym)
+    if as_json:
+        tell_json(keys)
+        return
+    for key in keys:
         click.echo(key)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from retroln.cli.arguments import as_spelled
+from retroln.cli.listing import as_json_option, show, tell_json
 from retroln.errors import UserError
 from retroln.settings import Settings
 
@@ -19,18 +20,20 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("case", callback=as_spelled, required=False)
-def status(case: str | None) -> None:
+@as_json_option
+def status(case: str | None, as_json: bool) -> None:
     """Show how many scans are in which state and what is held back, or the whole story of CASE."""
-    from rich.console import Console
-
+    from retroln.report.status import case_facts, state_facts
     from retroln.report.terminal import case_story, state_tables
     from retroln.steps.workspace import open_workspace
 
     workspace = open_workspace(Settings())
     catalog = workspace.catalog
     model_caution = partial(_model_caution, workspace)
-    for table in case_story(catalog, case, model_caution) if case else state_tables(catalog):
-        Console().print(table)
+    if as_json:
+        tell_json(case_facts(catalog, case, model_caution) if case else state_facts(catalog))
+        return
+    show(*(case_story(catalog, case, model_caution) if case else state_tables(catalog)))
     if not case and not any(catalog.count_by_state().values()):
         click.echo(f"{catalog.database.address} holds no scan yet; `retroln ingest` takes them in")
 

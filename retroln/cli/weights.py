@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from retroln.cli.listing import as_json_option, tell_json
 from retroln.settings import Settings
 
 if TYPE_CHECKING:
@@ -48,16 +49,24 @@ def verify(sha256: str | None) -> None:
 
 
 @weights.command("list")
-def list_() -> None:
+@as_json_option
+def list_(as_json: bool) -> None:
     """Show the bundles in the store; the one that settings pin is marked."""
     from retroln.steps import weights as step
 
     settings = Settings()
-    found = step.bundles(settings)
+    found, pinned = step.bundles(settings), settings.totalseg.weights
+    if as_json:
+        tell_json([{**_facts(bundle), "pinned": bundle.sha256 == pinned} for bundle in found])
+        return
     for bundle in found:
-        _show(bundle, "  <- pinned" if bundle.sha256 == settings.totalseg.weights else "")
+        _show(bundle, "  <- pinned" if bundle.sha256 == pinned else "")
     if not found:
         click.echo(f"no weights in {settings.store_uri}")
+
+
+def _facts(bundle: Bundle) -> dict[str, Any]:
+    return {"sha256": bundle.sha256, **bundle.manifest.model_dump(mode="json")}
 
 
 def _show(bundle: Bundle, mark: str = "") -> None:

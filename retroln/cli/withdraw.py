@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
 
+from retroln.cli.listing import tell_json
 from retroln.settings import Settings
 
 if TYPE_CHECKING:
@@ -19,7 +21,10 @@ if TYPE_CHECKING:
 @click.option("--by", help="Who records it, as it shall stand in the record.")
 @click.option("--dry-run", is_flag=True, help="Show what holds the patient and change nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def withdraw(patient: str, reason: str | None, by: str | None, dry_run: bool, yes: bool) -> None:
+@click.option("--json", "as_json", is_flag=True, help="With --dry-run: one JSON document with every field.")
+def withdraw(
+    patient: str, reason: str | None, by: str | None, dry_run: bool, yes: bool, as_json: bool
+) -> None:
     """Remove PATIENT, who took back consent, from everything; there is no way back.
 
     Other patient ids under which the same person or image is here are withdrawn with it. PATIENT is the
@@ -34,8 +39,13 @@ def withdraw(patient: str, reason: str | None, by: str | None, dry_run: bool, ye
     patient = Policy.of(settings).patient(patient)
     if not dry_run and not (reason and by):
         raise click.UsageError("a withdrawal needs --reason and --by; --dry-run needs neither")
+    if as_json and not dry_run:
+        raise click.UsageError("--json goes with --dry-run")
     found = survey(settings, patient)
     step.require_known(found)
+    if as_json:
+        tell_json(asdict(found))
+        return
     patients = " and ".join(one.patient_id for one in (found, *found.also))
     if found.also:
         click.echo(f"THE SAME PERSON, OR AN IMAGE OF THIS PATIENT, IS HERE UNDER OTHER IDS TOO: {patients}.")

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from retroln.catalog.accounting import Accounting
-from retroln.catalog.states import ScanState
-from retroln.errors import NotFoundError
 from retroln.report.cautions import case_cautions
+from retroln.report.status import current_scan, held_scans
 
 if TYPE_CHECKING:  # SQLAlchemy comes with it, which the file tools do without
     from retroln.catalog.catalog import Catalog
@@ -37,9 +36,8 @@ def state_tables(catalog: Catalog) -> list[Table]:
     for state, count in catalog.count_by_state().items():
         counts.add_row(str(getattr(state, "value", state)), str(count))
     held = Table("case", "state", "reason", "what to do", title="Held back")
-    for state in (ScanState.QUARANTINED, ScanState.FAILED):
-        for scan in catalog.scans(state=state):
-            held.add_row(scan.case_id, state.value, scan.reason or "", scan.detail or "")
+    for scan in held_scans(catalog):
+        held.add_row(scan.case_id, scan.state.value, scan.reason or "", scan.detail or "")
     for one in catalog.held_deliveries():
         held.add_row(one.case_id, _BESIDE, one.reason, one.detail or "")
     return [counts, held] if held.row_count else [counts]
@@ -56,13 +54,7 @@ def case_story(
     Raises:
         NotFoundError: no such case in this catalog.
     """
-    scan = catalog.current_scan(case_id)
-    if scan is None:
-        raise NotFoundError(
-            f"no case {case_id!r}",
-            file=catalog.database.address,
-            fix="`retroln status` lists what is held; ids match whole",
-        )
+    scan = current_scan(catalog, case_id)
     facts = Table("what", "value", title=f"Case {case_id}")
     for name in _SHOWN:
         value = getattr(scan, name)

@@ -157,7 +157,7 @@ def test_a_folder_whose_name_is_no_text_can_be_shown(retroln: Command, tmp_path:
     shown = retroln("status", **settings)
     assert shown.returncode == 0, shown.stderr
     assert ("caf\\udce9" in shown.stdout) is (identity == "given")
-    (case_id,) = re.findall(r"caf\\udce9(?= +│ quar)|C-[A-Z2-7]{16}", shown.stdout)
+    (case_id,) = re.findall(r"caf\\udce9(?=\tquar)|C-[A-Z2-7]{16}", shown.stdout)
     assert retroln("status", case_id, **settings).returncode == 0
     if identity == "pseudonym":
         assert retroln("source", "find", case_id, **settings).stdout == "P1/caf\\udce9/ct.nii.gz\n"

@@ -308,6 +308,8 @@ def test_the_commands_show_and_settle_a_case(
     assert said("list").output == "no case waits for a look at its landmarks\n"
     monkeypatch.chdir(tmp_path)
     assert "accepted as labelled" in said("show", "CASE").output
+    seen = json.loads(said("show", "CASE", "--json").output)
+    assert (seen["words"][0]["reviewer"], seen["picture"]) == ("Dr A", "CASE-landmarks.png")
     assert (tmp_path / "CASE-landmarks.png").is_file()
 
 
