@@ -57,7 +57,8 @@ def test_defect_17_a_case_that_broke_is_counted_and_told(
     ran = folders.crop()
     assert ran.code == 10
     assert folders.summary()["failed"] == 3
-    assert "LN_0 failed (OSError): OSError: [Errno 28] No space left on device" in ran.output
+    assert "LN_0 failed (RefusedError)" in ran.output
+    assert "LN_0_mask.nii.gz: the disk has no room left" in ran.output
 
 
 @pytest.mark.parametrize("name", ["LN_1_ct.nii.gz", "LN_1_mask.nii.gz", "LN_1_roi.json"])
