@@ -262,7 +262,8 @@ def _delivered(settings: Settings, cases: Mapping[str, tuple[str, str, LabelSche
         for name in (ct, labels):
             bring = write_fleshed if name == BONE_ALONE else shutil.copyfile
             bring(_path(name), source / f"{name}.nii.gz")
-        lines.append(f"{case},{case},{ct}.nii.gz,{labels}.nii.gz,{scheme}")
+        patient = "EXAMPLE" if case == "SMALL" else case  # a part of the same scan
+        lines.append(f"{case},{patient},{ct}.nii.gz,{labels}.nii.gz,{scheme}")
     (source / "cases.csv").write_text("\n".join(lines) + "\n")
     ingest_and_prepare(settings)
 
