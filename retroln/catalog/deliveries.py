@@ -26,6 +26,8 @@ class DeliveryQueries:
     def hold_delivery(self, draft: ScanDraft, run_id: int | None, *, follows: int) -> None:
         """Say why the case's latest delivery is held; the scan `follows` stays as it is.
 
+        Saying the same of the same delivery again changes nothing.
+
         Raises:
             ConflictError: another run added the case meanwhile.
             WithdrawnError: the patient of the scan has withdrawn.
@@ -35,6 +37,11 @@ class DeliveryQueries:
             require_consent(session, scan.case_id, scan.patient_id)
             if scan.state == ScanState.SUPERSEDED:
                 raise added_meanwhile(scan.case_id, follows)
+            session.execute(delete(Intake).where(*intake_of(draft)))
+            known = session.get(HeldDelivery, scan.case_id)
+            same = (draft.source_fingerprint, draft.reason)
+            if known is not None and (known.source_fingerprint, known.reason) == same:
+                return
             session.merge(
                 HeldDelivery(
                     case_id=scan.case_id,
@@ -46,7 +53,6 @@ class DeliveryQueries:
                     at=utc_now(),
                 )
             )
-            session.execute(delete(Intake).where(*intake_of(draft)))
             session.add(
                 CaseEvent(
                     case_id=scan.case_id,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import combinations
 
 from sqlalchemy import ColumnElement, func, select
@@ -16,17 +16,21 @@ from retroln.catalog.likeness import (
     add_marks,
     alike,
     counts,
+    held_for_likeness,
+    linked,
     lock_identities,
-    same_person,
+    marks_of,
     told_apart,
 )
 from retroln.catalog.models import HeldDelivery, IdentityMark, IdentityRuling, Scan
 from retroln.catalog.records import Alike, Mark, ScanRecord
-from retroln.catalog.scans import clean, current_row, scan_record, scan_row
+from retroln.catalog.scans import clean, current_row, move, scan_record, scan_row
+from retroln.catalog.states import TRANSITIONS, ScanState
 from retroln.errors import ConflictError
 
 _RELEASED = REASONS | {WITHDRAWN}
 _IDS_AT_ONCE = 500
+Owners = dict[Mark, set[str]]
 
 
 class IdentityQueries:
@@ -42,10 +46,23 @@ class IdentityQueries:
         with self._database.reading() as session:
             return alike(session, marks, patient_id)
 
-    def same_person(self, patient_id: str) -> list[str]:
-        """Other patient ids under which the same person, or an image of this patient, is or was here."""
+    def linked(self, patient_id: str) -> list[Alike]:
+        """Other patients of whom a CT is stored that shares an image or a person with this patient's scans.
+
+        One scan for each, in order of patient; those whom a person told apart say so.
+        """
         with self._database.reading() as session:
-            return same_person(session, patient_id)
+            return linked(session, patient_id)
+
+    def no_longer_alike(self) -> frozenset[str]:
+        """Cases that are held for their likeness, without a CT stored, to what is not in use any more."""
+        held = select(Scan).where(held_for_likeness(), Scan.ct_key.is_(None))
+        with self._database.reading() as session:
+            return frozenset(
+                scan.case_id
+                for scan in session.scalars(held)
+                if alike(session, marks_of(session, scan.id), scan.patient_id) is None
+            )
 
     def unmarked_scans(self) -> list[ScanRecord]:
         """Scans of an older RetroLN that cannot be told again yet, oldest first."""
@@ -58,8 +75,16 @@ class IdentityQueries:
         with self._database.reading() as session:
             return session.scalars(select(func.count()).select_from(Scan).where(*_unmarked())).one()
 
-    def mark_scan(self, scan_id: int, marks: Collection[Mark]) -> Alike | None:
-        """Note by what a stored scan is told again; returns the other patient's that is alike, if any.
+    def mark_scan(
+        self, scan_id: int, marks: Collection[Mark], why: Callable[[Alike], tuple[str, str]]
+    ) -> Alike | None:
+        """Note by what a stored scan is told again, and hold it if another patient's is alike.
+
+        Args:
+            why: reason and detail to hold it with.
+
+        Returns:
+            The other patient's scan, None if there is none.
 
         Raises:
             NotFoundError: no such scan.
@@ -68,7 +93,12 @@ class IdentityQueries:
             lock_identities(session)
             row = scan_row(session, scan_id, lock=True)
             found = alike(session, marks, row.patient_id)
-            add_marks(session, scan_id, marks)
+            if not row.identified:
+                add_marks(session, scan_id, marks)
+                row.identified = True
+            if found and ScanState.QUARANTINED in TRANSITIONS[ScanState(row.state)]:
+                reason, detail = why(found)
+                move(session, row, ScanState.QUARANTINED, None, reason=reason, detail=detail)
             return found
 
     def rule_different(self, case_ids: Sequence[str], reviewer: str, comment: str) -> list[str]:
@@ -85,7 +115,7 @@ class IdentityQueries:
         """
         with self._database.writing() as session:
             lock_identities(session)
-            rows = [current_row(session, case_id) for case_id in dict.fromkeys(case_ids)]
+            rows = [current_row(session, case_id) for case_id in sorted(set(case_ids))]
             patients = sorted({row.patient_id for row in rows})
             if len(patients) < len(rows) or len(rows) < 2:
                 raise ConflictError(
@@ -110,40 +140,77 @@ class IdentityQueries:
     def members_alike(self, scan_ids: Sequence[int]) -> list[tuple[str, str, bool]]:
         """Pairs of patients, among these scans, that share an image or a person.
 
+        Cases that are held for their likeness are links between others, too.
+
         Returns:
             (patient, other patient, whether a person told them apart), in order.
         """
-        owners: dict[tuple[str, str], set[str]] = defaultdict(set)
         with self._database.reading() as session:
-            for start in range(0, len(scan_ids), _IDS_AT_ONCE):
-                rows = session.execute(
-                    select(IdentityMark.kind, IdentityMark.value, Scan.patient_id)
-                    .join(Scan, Scan.id == IdentityMark.scan_id)
-                    .where(Scan.id.in_(scan_ids[start : start + _IDS_AT_ONCE]))
-                )
-                for kind, value, patient_id in rows.tuples():
-                    owners[kind, value].add(patient_id)
-            pairs = {pair for shared in owners.values() for pair in combinations(sorted(shared), 2)}
-            return [(one, other, other in told_apart(session, one)) for one, other in sorted(pairs)]
+            held = list(session.scalars(select(Scan.id).where(held_for_likeness())))
+            members = _owners(session, scan_ids)
+            apart = _rulings(session)
+            links = _pairs(_merged(members, _owners(session, held))) - apart
+        patients = {one for owners in members.values() for one in owners}
+        torn = {
+            (one, other)
+            for group in _groups(links)
+            for one, other in combinations(sorted(patients & group), 2)
+        }
+        return sorted((one, other, (one, other) in apart) for one, other in torn | (_pairs(members) & apart))
 
     def count_held_alike(self) -> dict[str, int]:
         """How many cases are held because their image, or person, is another patient's, by reason."""
-        statement = (
-            select(Scan.reason, func.count())
-            .where(Scan.state == "quarantined", Scan.reason.in_(REASONS))
-            .group_by(Scan.reason)
-        )
+        statement = select(Scan.reason, func.count()).where(held_for_likeness()).group_by(Scan.reason)
         with self._database.reading() as session:
             return dict.fromkeys(sorted(REASONS), 0) | {
                 str(reason): number for reason, number in session.execute(statement).tuples()
             }
 
 
+def _owners(session: Session, scan_ids: Sequence[int]) -> Owners:
+    """Patients of these scans by mark."""
+    owners: Owners = defaultdict(set)
+    for start in range(0, len(scan_ids), _IDS_AT_ONCE):
+        rows = session.execute(
+            select(IdentityMark.kind, IdentityMark.value, Scan.patient_id)
+            .join(Scan, Scan.id == IdentityMark.scan_id)
+            .where(Scan.id.in_(scan_ids[start : start + _IDS_AT_ONCE]))
+        )
+        for kind, value, patient_id in rows.tuples():
+            owners[Mark(kind, value)].add(patient_id)
+    return owners
+
+
+def _merged(*found: Owners) -> Owners:
+    merged: Owners = defaultdict(set)
+    for owners in found:
+        for mark, patients in owners.items():
+            merged[mark] |= patients
+    return merged
+
+
+def _pairs(owners: Owners) -> set[tuple[str, str]]:
+    return {pair for patients in owners.values() for pair in combinations(sorted(patients), 2)}
+
+
+def _groups(pairs: Iterable[tuple[str, str]]) -> list[set[str]]:
+    """What hangs together by the pairs."""
+    groups: list[set[str]] = []
+    for pair in pairs:
+        met = [group for group in groups if not group.isdisjoint(pair)]
+        groups = [group for group in groups if group.isdisjoint(pair)] + [set(pair).union(*met)]
+    return groups
+
+
+def _rulings(session: Session) -> set[tuple[str, str]]:
+    return set(session.execute(select(IdentityRuling.patient_id, IdentityRuling.other_patient_id)).tuples())
+
+
 def _unmarked() -> tuple[ColumnElement[bool], ...]:
-    marked = select(IdentityMark.scan_id).where(IdentityMark.scan_id == Scan.id).exists()
-    return Scan.ct_key.is_not(None), counts(), ~marked
+    return Scan.ct_key.is_not(None), counts(), ~Scan.identified
 
 
 def _is_held_for_it(session: Session, row: Scan) -> bool:
     delivery = session.get(HeldDelivery, row.case_id)
-    return row.reason in _RELEASED or (delivery is not None and delivery.reason in _RELEASED)
+    held = row.state == ScanState.QUARANTINED and row.reason in _RELEASED
+    return held or (delivery is not None and delivery.reason in _RELEASED)

@@ -107,8 +107,9 @@ class LandmarkReviewQueries:
             require_consent(session, scan.case_id, scan.patient_id)
             row = session.scalars(_latest(scan)).first()
             repeated = row is not None and _says_the_same(row, draft)
-            if row is None or not repeated:
+            if row is None or not repeated or scan.state == ScanState.QUARANTINED:
                 _require_reviewable(scan, draft)
+            if row is None or not repeated:
                 row = _row_of(scan, draft)
                 session.add(row)
             elif scan.state != ScanState.QUARANTINED:

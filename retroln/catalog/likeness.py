@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable
 from sqlalchemy import ColumnElement, Select, func, or_, select
 from sqlalchemy.orm import Session
 
-from retroln.catalog.models import DatasetMember, IdentityMark, IdentityRuling, Scan, Withdrawal
+from retroln.catalog.models import DatasetMember, HeldDelivery, IdentityMark, IdentityRuling, Scan, Withdrawal
 from retroln.catalog.records import Alike, Mark
 from retroln.catalog.states import ScanState
 from retroln.errors import ConflictError
@@ -52,13 +52,7 @@ def alike(session: Session, marks: Collection[Mark], patient_id: str) -> Alike |
     apart = told_apart(session, patient_id)
     withdrawn = set(session.scalars(select(Withdrawal.patient_id)))
     found = [
-        Alike(
-            scan.case_id,
-            scan.patient_id,
-            scan.patient_id in withdrawn,
-            bool(_IMAGE & shared.keys()),
-            dict(shared),
-        )
+        _alike(scan, shared, withdrawn=scan.patient_id in withdrawn)
         for scan, shared in matches
         if scan.patient_id not in apart
     ]
@@ -71,22 +65,25 @@ def require_apart(session: Session, case_id: str, patient_id: str, marks: Collec
         raise AlikeError(case_id, found)
 
 
-def same_person(session: Session, patient_id: str) -> list[str]:
-    """Every other patient id whose scans, superseded ones too, lead here by what they share, in order."""
-    known, todo = {patient_id}, [patient_id]
-    while todo:
-        asked = todo.pop()
-        rows = session.execute(
-            select(IdentityMark.kind, IdentityMark.value)
-            .join(Scan, Scan.id == IdentityMark.scan_id)
-            .where(Scan.patient_id == asked)
-        )
-        marks = {Mark(*row) for row in rows.tuples()}
-        others = {scan.patient_id for scan, _ in _shared(session, marks, Scan.patient_id != asked)}
-        fresh = others - known - told_apart(session, asked)
-        known |= fresh
-        todo += fresh
-    return sorted(known - {patient_id})
+def linked(session: Session, patient_id: str) -> list[Alike]:
+    """For each other patient who has not withdrawn the stored scan that shares most with this patient's.
+
+    The patient's side are scans of which a CT is stored, superseded ones too, and cases that are held now.
+    A pair that a person told apart is in it and says so.
+    """
+    own = _marks().join(Scan, Scan.id == IdentityMark.scan_id)
+    own = own.where(
+        Scan.patient_id == patient_id, or_(Scan.ct_key.is_not(None), Scan.state != ScanState.SUPERSEDED)
+    )
+    marks = {Mark(kind, value) for kind, value in session.execute(own).tuples()}
+    withdrawn = select(Withdrawal.patient_id)
+    others = (Scan.patient_id != patient_id, Scan.ct_key.is_not(None), Scan.patient_id.not_in(withdrawn))
+    apart = told_apart(session, patient_id)
+    found: dict[str, Alike] = {}
+    for scan, shared in _shared(session, marks, *others):
+        one = _alike(scan, shared, told_apart=scan.patient_id in apart)
+        found[scan.patient_id] = max(found.get(scan.patient_id, one), one, key=_weight)
+    return [found[other] for other in sorted(found)]
 
 
 def told_apart(session: Session, patient_id: str) -> frozenset[str]:
@@ -98,12 +95,24 @@ def told_apart(session: Session, patient_id: str) -> frozenset[str]:
 
 
 def counts() -> ColumnElement[bool]:
-    """What singles out scans whose image is in use, was trained or tested on, or was withdrawn."""
+    """What singles out scans whose image is in use, was trained or tested on, or was withdrawn.
+
+    Not in use is a scan whose case has another CT by now that is held for its likeness, as when two patients'
+    files were swapped: the first of the two that is mended would wait for the second, and this for the first.
+    """
     in_dataset = select(DatasetMember.scan_id).where(DatasetMember.scan_id == Scan.id).exists()
     withdrawn = Scan.patient_id.in_(select(Withdrawal.patient_id))
     stored = Scan.ct_key.is_not(None) & (Scan.state != ScanState.SUPERSEDED)
-    held_for_it = (Scan.state == ScanState.QUARANTINED) & func.coalesce(Scan.reason, "").in_(REASONS)
-    return or_(withdrawn, in_dataset, stored) & ~held_for_it
+    swapped = select(HeldDelivery.case_id).where(
+        HeldDelivery.case_id == Scan.case_id, HeldDelivery.reason.in_(REASONS)
+    )
+    in_use = stored & ~swapped.exists()
+    return or_(withdrawn, in_dataset, in_use) & ~held_for_likeness()
+
+
+def held_for_likeness() -> ColumnElement[bool]:
+    """What singles out cases that are held because their image, or person, is another patient's."""
+    return (Scan.state == ScanState.QUARANTINED) & func.coalesce(Scan.reason, "").in_(REASONS)
 
 
 def add_marks(session: Session, scan_id: int, marks: Iterable[Mark]) -> None:
@@ -137,6 +146,10 @@ def _shared(
         if Mark(kind, value) in marks:
             found.setdefault(scan.id, (scan, Counter()))[1][kind] += 1
     return list(found.values())
+
+
+def _alike(scan: Scan, shared: Counter[str], **flags: bool) -> Alike:
+    return Alike(scan.case_id, scan.patient_id, bool(_IMAGE & shared.keys()), dict(shared), **flags)
 
 
 def _weight(found: Alike) -> tuple[bool, bool, int]:

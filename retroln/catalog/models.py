@@ -17,6 +17,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    false,
     text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -136,6 +137,7 @@ class Scan(Base):
     source_fingerprint: Mapped[str]
     source_sha256: Mapped[str | None]
     imaging_sha256: Mapped[str | None]
+    identified: Mapped[bool] = mapped_column(default=True, server_default=false())
     label_ids: Mapped[str]
     ct_key: Mapped[str | None]
     vertebrae_key: Mapped[str | None]

@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 from retroln.catalog.claims import require_claim
 from retroln.catalog.consent import require_consent
 from retroln.catalog.database import Database
+from retroln.catalog.likeness import REASONS
 from retroln.catalog.models import CaseEvent, Crop, Dataset, DatasetMember, Landmarks, Roi, Scan
 from retroln.catalog.records import (
     CropDraft,
@@ -61,6 +62,8 @@ class PreparationQueries:
             stored = session.scalars(select(Crop).where(Crop.scan_id == scan_id)).first()
             if scan.state == ScanState.PREPARED and stored and stored.ct_sha256 == crop.ct_sha256:
                 return
+            if scan.state == ScanState.QUARANTINED and scan.reason in REASONS:
+                raise ConflictError(f"case {scan.case_id} was held meanwhile", got=scan.reason)
             move(session, scan, ScanState.PREPARED, run_id)
             scan.vertebrae_key = vertebrae_key or scan.vertebrae_key
             for table in (Landmarks, Roi, Crop):

@@ -35,16 +35,18 @@ class Alike:
 
     Attributes:
         case_id, patient_id: whose it is.
-        withdrawn: that patient took back consent.
         same_image: slices or objects are the same, not only the person.
         shared: how many marks of each kind both have.
+        withdrawn: that patient took back consent.
+        told_apart: a person said that these are two people.
     """
 
     case_id: str
     patient_id: str
-    withdrawn: bool
     same_image: bool
     shared: Mapping[str, int]
+    withdrawn: bool = False
+    told_apart: bool = False
 
     @property
     def what(self) -> str:

@@ -122,7 +122,7 @@ class ScanQueries:
     def bring_back(self, scan_id: int, fingerprint: str, run_id: int | None, *, follows: int) -> ScanRecord:
         """Make a superseded scan the case's current one again: its bytes were delivered again.
 
-        It goes on where it stood: `prepared` if it was superseded as that, else `ingested`.
+        It is `ingested`: region and word on its landmarks may be others since it was prepared.
 
         Args:
             follows: the scan that this was decided on.
@@ -142,10 +142,11 @@ class ScanQueries:
             if current is None or current.id != follows:
                 raise added_meanwhile(known.case_id, follows, current.id if current else 0)
             row = scan_row(session, scan_id, lock=True)
-            after = _before_superseded(session, scan_id)
             _supersede(session, current, run_id)
-            move(session, row, after, run_id, reason="same_bytes_again")
+            move(session, row, ScanState.INGESTED, run_id, reason="same_bytes_again")
             row.source_fingerprint = fingerprint
+            row.vertebrae_key = _labels_seen(session, row) or row.vertebrae_key
+            row.predicted_model, row.predicted_version = "", 0
             session.flush()
             return scan_record(row)
 
@@ -186,6 +187,7 @@ class ScanQueries:
             AlikeError: its image or person is still another patient's, and nobody told the two apart.
         """
         with self._database.writing() as session:
+            lock_identities(session)
             row = current_row(session, case_id)
             delivery = session.get(HeldDelivery, case_id)
             if delivery is not None:
@@ -197,7 +199,7 @@ class ScanQueries:
                     f"case {case_id} is not held back", expected="quarantined or failed", got=row.state
                 )
             after = _after_requeue(session, row)
-            if row.reason in REASONS and row.ct_key:
+            if row.reason in (*REASONS, WITHDRAWN) and row.ct_key:
                 require_apart(session, row.case_id, row.patient_id, marks_of(session, row.id))
             move(session, row, after, None)
             if after is ScanState.REQUEUED:
@@ -325,22 +327,14 @@ def _last_revision(session: Session, case_id: str) -> int:
     return session.scalars(statement).one()
 
 
-def _before_superseded(session: Session, scan_id: int) -> ScanState:
-    """Where a superseded scan goes on."""
-    left = select(CaseEvent.from_state).where(
-        CaseEvent.scan_id == scan_id, CaseEvent.to_state == ScanState.SUPERSEDED
-    )
-    before = session.scalars(left.order_by(CaseEvent.id.desc())).first()
-    return ScanState.PREPARED if before == ScanState.PREPARED else ScanState.INGESTED
-
-
 def _labels_seen(session: Session, row: Scan) -> str | None:
-    """The label map that a person saw who spoke of the same CT and vertebrae before, if anybody did."""
-    spoken_of = select(LandmarkReview.scan_id)
-    earlier = select(Scan.vertebrae_key).where(
-        Scan.id != row.id, Scan.id.in_(spoken_of), *of_same_imaging(row), Scan.ct_key.is_not(None)
+    """The label map that a person saw who spoke last of the same CT and vertebrae, if anybody did."""
+    spoken_of = (
+        select(Scan.vertebrae_key)
+        .join(LandmarkReview, LandmarkReview.scan_id == Scan.id)
+        .where(Scan.ct_key.is_not(None), *of_same_imaging(row))
     )
-    return session.scalars(earlier.order_by(Scan.id.desc())).first()
+    return session.scalars(spoken_of.order_by(LandmarkReview.id.desc())).first()
 
 
 def of_same_imaging(row: Scan) -> tuple[ColumnElement[bool], ...]:

@@ -41,7 +41,7 @@ TRANSITIONS: Mapping[ScanState, frozenset[ScanState]] = MappingProxyType(
             }
         ),
         _S.REQUEUED: frozenset({_S.QUARANTINED, _S.FAILED, _S.SUPERSEDED, _S.WITHDRAWN}),
-        _S.SUPERSEDED: frozenset({_S.INGESTED, _S.PREPARED}),
+        _S.SUPERSEDED: frozenset({_S.INGESTED}),
         _S.WITHDRAWN: frozenset(),
     }
 )

@@ -19,46 +19,57 @@ if TYPE_CHECKING:
 @click.argument("patient")
 @click.option("--reason", help="Why, as it shall stand in the record.")
 @click.option("--by", help="Who records it, as it shall stand in the record.")
+@click.option("--also", multiple=True, metavar="PATIENT", help="Another id of the same person.")
 @click.option("--dry-run", is_flag=True, help="Show what holds the patient and change nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--json", "as_json", is_flag=True, help="With --dry-run: one JSON document with every field.")
 def withdraw(
-    patient: str, reason: str | None, by: str | None, dry_run: bool, yes: bool, as_json: bool
+    patient: str,
+    reason: str | None,
+    by: str | None,
+    also: tuple[str, ...],
+    dry_run: bool,
+    yes: bool,
+    as_json: bool,
 ) -> None:
     """Remove PATIENT, who took back consent, from everything; there is no way back.
 
-    Other patient ids under which the same person or image is here are withdrawn with it. PATIENT is the
-    patient's id in the source or, where ids are replaced, the pseudonym, matched whole. A call that was cut
-    off is finished by the same call again.
+    PATIENT is the patient's id in the source or, where ids are replaced, the pseudonym, matched whole. If the
+    same person or image may be here under other ids, nothing is done before there is a word on each: --also,
+    or `retroln review different`. A call that was cut off is finished by the same call again.
     """
     from retroln.steps import withdraw as step
     from retroln.steps.holdings import survey
     from retroln.steps.identity import Policy
 
     settings = Settings()
-    patient = Policy.of(settings).patient(patient)
+    policy = Policy.of(settings)
+    patient = policy.patient(patient)
     if not dry_run and not (reason and by):
         raise click.UsageError("a withdrawal needs --reason and --by; --dry-run needs neither")
     if as_json and not dry_run:
         raise click.UsageError("--json goes with --dry-run")
-    found = survey(settings, patient)
-    step.require_known(found)
+    others = [policy.patient(one) for one in also]
+    found = [survey(settings, one) for one in (patient, *others)]
+    for one in found:
+        step.require_known(one)
     if as_json:
-        tell_json(asdict(found))
+        tell_json([asdict(one) for one in found])
         return
-    patients = " and ".join(one.patient_id for one in (found, *found.also))
-    if found.also:
-        click.echo(f"THE SAME PERSON, OR AN IMAGE OF THIS PATIENT, IS HERE UNDER OTHER IDS TOO: {patients}.")
-        click.echo("All of these are withdrawn. If they are two people, first `retroln review different`.")
-    for one in (found, *found.also):
+    for one in found:
         _tell(one)
+    for link in step.undecided_links(found):
+        click.echo(
+            f"MAY BE HERE AS PATIENT {link.patient_id}, TOO: case {link.case_id} shows the same {link.what}."
+            f" Say --also {link.patient_id}, or `retroln review different` if these are two people."
+        )
     if dry_run or not (reason and by):
         click.echo("dry run: nothing was changed")
         return
     if not yes:
-        click.confirm(f"Remove patient {patients} for good?", abort=True)
-    found = step.withdraw(settings, patient, reason=reason, by=by)
-    for one in (found, *found.also):
+        click.confirm(f"Remove patient {' and '.join((patient, *others))} for good?", abort=True)
+    step.withdraw(settings, patient, also=others, reason=reason, by=by)
+    for one in found:
         click.echo(f"patient {one.patient_id} is withdrawn: {len(one.objects)} objects deleted")
         _warn(one)
 
@@ -101,5 +112,10 @@ def _warn(found: Holdings) -> None:
             f"A TRAINING MAY BE UNDER WAY on the patient's data: MLflow run {run_id}."
             " Cancel it, then withdraw again."
         )
+    for link in found.linked:
+        if link.told_apart and link.same_image:
+            click.echo(
+                f"note: case {link.case_id} shows the same image and stays: {link.patient_id} was told apart"
+            )
     for remark in found.remarks:
         click.echo(f"note: {remark}")

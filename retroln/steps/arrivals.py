@@ -12,6 +12,7 @@ from typing import Self
 from retroln.catalog.accounting import CaseOutcome, Outcome
 from retroln.catalog.catalog import Catalog
 from retroln.catalog.consent import WITHDRAWN
+from retroln.catalog.likeness import REASONS
 from retroln.catalog.records import HeldDeliveryRecord, ScanRecord
 from retroln.catalog.states import ScanState
 from retroln.errors import InputError
@@ -75,18 +76,23 @@ class Known:
         scans: the current scan of each known case.
         held: deliveries that are held beside a scan, by case.
         withdrawn: patients who took back consent.
+        freed: cases that are held for their likeness to what is not in use any more.
     """
 
     scans: Mapping[str, ScanRecord]
     held: Mapping[str, HeldDeliveryRecord]
     withdrawn: Collection[str]
+    freed: Collection[str] = frozenset()
 
     @classmethod
     def of_case(cls, catalog: Catalog, case_id: str) -> Self:
         """Of one case, as it is at this moment."""
         held = catalog.held_delivery(case_id)
         return cls(
-            catalog.current_scans([case_id]), {case_id: held} if held else {}, catalog.withdrawn_patients()
+            catalog.current_scans([case_id]),
+            {case_id: held} if held else {},
+            catalog.withdrawn_patients(),
+            catalog.no_longer_alike(),
         )
 
 
@@ -100,6 +106,7 @@ class Arrival:
         parts: the objects behind the case; none where there is a `problem`.
         fingerprint: cheap mark of what is delivered; equal to the current scan's, it is unchanged.
         problem: why nothing of the case can, or may, be read.
+        is_free: it was held for its likeness to what is not in use any more.
     """
 
     entry: CaseEntry
@@ -108,6 +115,7 @@ class Arrival:
     parts: Parts
     fingerprint: str
     problem: InputError | None = None
+    is_free: bool = False
 
     @classmethod
     def of(cls, entry: CaseEntry, known: Known, source: Listing, policy: Policy) -> Self:
@@ -122,7 +130,8 @@ class Arrival:
         except InputError as error:
             unread = sha256_json([entry.case_id, entry.patient_id, str(entry.problem)])
             return cls(entry, current, held, {}, unread, error)
-        return cls(entry, current, held, parts, _fingerprint(entry, parts, policy))
+        is_free = entry.case_id in known.freed
+        return cls(entry, current, held, parts, _fingerprint(entry, parts, policy), is_free=is_free)
 
     def mark(self, reason: str | None, settings: Settings) -> str:
         """The fingerprint under which the delivery is held for a reason; with the setting that decides it."""
@@ -137,6 +146,8 @@ class Arrival:
             return refused(policy, self.entry, withdrawn_error(self.entry, self.current.patient_id))
         if self.held is not None:
             return self._known_delivery(self.held, policy, settings)
+        if self.is_free:
+            return None
         mark = self.mark(self.current.reason if self.current.ct_key is None else None, settings)
         if self.current.source_fingerprint != mark or is_wanted_again(self.current, policy):
             return None
@@ -148,6 +159,8 @@ class Arrival:
         mark = self.mark(held.reason, settings)
         if held.source_fingerprint != mark or _waited_for_key(held.reason, policy):
             return None
+        if held.reason in REASONS:  # whether that still holds, its voxels must say
+            return None
         return CaseOutcome(held.case_id, Outcome.QUARANTINED, held.reason, held.detail)
 
 
@@ -158,10 +171,10 @@ def unchanged(
     catalog = workspace.catalog
     source, withdrawn = Listed.of(workspace.source, entries), catalog.withdrawn_patients()
     held = {one.case_id: one for one in catalog.held_deliveries()}
-    own, outcomes = catalog.taken_in_by(run_id), {}
+    own, outcomes, freed = catalog.taken_in_by(run_id), {}, catalog.no_longer_alike()
     for start in range(0, len(entries), _CASES_AT_ONCE):
         some = entries[start : start + _CASES_AT_ONCE]
-        known = Known(catalog.current_scans([entry.case_id for entry in some]), held, withdrawn)
+        known = Known(catalog.current_scans([entry.case_id for entry in some]), held, withdrawn, freed)
         for entry in some:
             if scan := known.scans.get(entry.case_id):
                 outcome = _if_unchanged(entry, known, source, policy, workspace.settings)
@@ -195,9 +208,12 @@ def is_wanted_again(current: ScanRecord, policy: Policy) -> bool:
     return current.ct_key is None and (has_key_now or current.state is not ScanState.QUARANTINED)
 
 
-def goes_by_setting(current: ScanRecord) -> bool:
-    """Whether the same bytes, held before anything of them was stored, may do under another setting."""
-    return current.ct_key is None and current.reason in _DECIDED_BY
+def may_do_now(current: ScanRecord) -> bool:
+    """Whether the same bytes, held before anything of them was stored, may do by now.
+
+    Under another setting, or because what they were alike to is not in use any more.
+    """
+    return current.ct_key is None and (current.reason in _DECIDED_BY or current.reason in REASONS)
 
 
 def _waited_for_key(reason: str | None, policy: Policy) -> bool:

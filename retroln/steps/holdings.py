@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from retroln.catalog.records import ScanRecord, WithdrawalRecord, WithdrawnItem
+from retroln.catalog.records import Alike, ScanRecord, WithdrawalRecord, WithdrawnItem
 from retroln.errors import InputError, IntegrityError, UserError
 from retroln.settings import Settings
 from retroln.steps import champion
@@ -52,7 +52,7 @@ class Holdings:
         under_way: MLflow runs on these dataset versions that have not ended.
         caches: folders in this machine's work folder that belong to these dataset versions.
         remarks: what could not be looked at.
-        also: what holds the same person, or an image of this patient, under other patient ids.
+        linked: other patients of whom a CT is stored that shares an image or a person with this patient's.
     """
 
     patient_id: str
@@ -67,7 +67,7 @@ class Holdings:
     under_way: tuple[str, ...]
     caches: tuple[Path, ...]
     remarks: tuple[str, ...]
-    also: tuple[Holdings, ...] = ()
+    linked: tuple[Alike, ...]
 
     @property
     def is_empty(self) -> bool:
@@ -88,18 +88,11 @@ class Holdings:
 
 
 def survey(settings: Settings, patient_id: str) -> Holdings:
-    """Look for everything that holds a patient, under other ids as well; changes nothing.
+    """Look for everything that holds a patient; changes nothing.
 
     Raises:
         UnavailableError: store, catalog or MLflow does not answer, so that the list would not be whole.
     """
-    others = open_workspace(settings).catalog.same_person(patient_id)
-    also = tuple(survey_id(settings, other) for other in others)
-    return replace(survey_id(settings, patient_id), also=also)
-
-
-def survey_id(settings: Settings, patient_id: str) -> Holdings:
-    """As `survey`, under this id alone."""
     workspace = open_workspace(settings)
     catalog = workspace.catalog
     scans = catalog.scans_of_patient(patient_id)
@@ -124,6 +117,7 @@ def survey_id(settings: Settings, patient_id: str) -> Holdings:
         under_way=tuple(run.run_id for run in runs if run.under_way),
         caches=tuple(_caches(settings, tuple(roles))),
         remarks=(*remarks, *unread),
+        linked=tuple(catalog.linked(patient_id)),
     )
 
 

@@ -29,8 +29,8 @@ from retroln.steps.arrivals import (
     Arrival,
     Known,
     asked_series,
-    goes_by_setting,
     is_wanted_again,
+    may_do_now,
     outcome_of_unchanged,
     refused,
     unchanged,
@@ -210,7 +210,7 @@ def _known_bytes(
     catalog = workspace.catalog
     same = (content.sha256, content.sha256_with_extras)
     if current.source_sha256 in same:
-        if is_wanted_again(current, policy) or goes_by_setting(current):
+        if is_wanted_again(current, policy) or may_do_now(current):
             return None
         catalog.touch_fingerprint(current.scan_id, arrival.fingerprint)
         return _own(workspace, current, run_id, outcome_of_unchanged(current))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from retroln.catalog.consent import WITHDRAWN
@@ -93,9 +94,17 @@ def identify(settings: Settings) -> dict[str, str]:
     """
     workspace, done = open_workspace(settings), {}
     for scan in workspace.catalog.unmarked_scans():
-        found = workspace.catalog.mark_scan(scan.scan_id, _stored_marks(workspace, scan))
-        done[scan.case_id] = _hold(workspace, scan, found) if found else ""
+        marks = _stored_marks(workspace, scan)
+        found = workspace.catalog.mark_scan(scan.scan_id, marks, partial(_why, scan))
+        done[scan.case_id] = _why(scan, found)[0] if found else ""
     return done
+
+
+def _why(scan: ScanRecord, found: Alike) -> tuple[str, str]:
+    """Reason and detail of a stored scan that is held for its likeness."""
+    entry = CaseEntry(scan.case_id, scan.patient_id, scan.source_uri.get("ct", scan.case_id))
+    error = alike_error(entry, found)
+    return error.reason, str(error)
 
 
 def _stored_marks(workspace: Workspace, scan: ScanRecord) -> frozenset[Mark]:
@@ -105,13 +114,6 @@ def _stored_marks(workspace: Workspace, scan: ScanRecord) -> frozenset[Mark]:
     record = json.loads(workspace.store.get_bytes(scan.series_key)) if scan.series_key else None
     persons = {scan.patient_id} if workspace.settings.identity == "pseudonym" else set()
     return marks_of(ct, record, persons)
-
-
-def _hold(workspace: Workspace, scan: ScanRecord, found: Alike) -> str:
-    entry = CaseEntry(scan.case_id, scan.patient_id, scan.source_uri.get("ct", scan.case_id))
-    error = alike_error(entry, found)
-    workspace.catalog.quarantine(scan.scan_id, error.reason, str(error), None)
-    return error.reason
 
 
 def tell_apart(settings: Settings, case_ids: Sequence[str], reviewer: str, comment: str) -> list[str]:

@@ -10,6 +10,7 @@ from retroln.errors import ConflictError, GateError
 from retroln.files import sha256_json
 from retroln.nnunet import environment, splits
 from retroln.settings import RoiSpec, Settings, TrainSpec
+from retroln.steps.likeness import require_identified
 from retroln.steps.workspace import Workspace, open_workspace
 
 Labelled = list[tuple[ScanRecord, CropRecord]]
@@ -25,6 +26,7 @@ def publish_dataset(settings: Settings, spec: TrainSpec) -> DatasetRecord:
         ConflictError: a patient of the version withdrew meanwhile; its manifest is not kept.
     """
     workspace = open_workspace(settings)
+    require_identified(settings)
     labelled = workspace.catalog.labelled_prepared()
     told_apart = _require_apart(workspace, labelled)
     _require_enough(labelled, spec)
@@ -80,7 +82,7 @@ def _require_apart(workspace: Workspace, labelled: Labelled) -> list[tuple[str, 
             "patients share an image or a person",
             expected="every image and every person under one patient id",
             got="; ".join(torn[:10]),
-            fix="`retroln status CASE` of their cases; withdraw one of them, or `retroln review different`",
+            fix="deliver one person's cases under one patient id, or `retroln review different CASE OTHER`",
         )
     return [(one, other) for one, other, _ in pairs]
 

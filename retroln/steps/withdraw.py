@@ -9,13 +9,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 
 from retroln.catalog.catalog import Catalog
-from retroln.catalog.records import ScanRecord, WithdrawnItem
+from retroln.catalog.records import Alike, ScanRecord, WithdrawnItem
 from retroln.errors import ConflictError, IntegrityError, NotFoundError, RefusedError, UserError
 from retroln.settings import Settings
-from retroln.steps.holdings import Holdings, Roles, survey, survey_id
+from retroln.steps.holdings import Holdings, Roles, survey
+from retroln.steps.likeness import require_identified
 from retroln.steps.promote import DATASET_TAG
 from retroln.steps.workspace import Workspace, open_workspace
 from retroln.storage.base import ObjectInfo, ObjectStore
@@ -30,19 +30,22 @@ On a training run that has ended it says for how many its artifacts were looked 
 _HAND = "withdraw"
 
 
-def withdraw(settings: Settings, patient_id: str, *, reason: str, by: str) -> Holdings:
+def withdraw(
+    settings: Settings, patient_id: str, *, also: Sequence[str] = (), reason: str, by: str
+) -> Holdings:
     """Remove a patient, or finish a withdrawal that was cut off; what is there no more is no error.
 
-    Other patient ids under which the same person, or an image of the patient, is here are withdrawn with it,
-    unless somebody said that these are other people.
+    Args:
+        also: other patient ids under which the same person is here; they are withdrawn with it.
 
     Returns:
         What held the patient when this call began.
 
     Raises:
-        UserError: `reason` or `by` is empty.
+        UserError: `reason` or `by` is empty, or scans of an older RetroLN cannot be told again yet.
         NotFoundError: nothing of the patient is in the catalog or the source.
-        ConflictError: a worker has one of the scans in hand; nothing was changed.
+        ConflictError: a worker has one of the scans in hand, or the same image or person is here under an id
+            that is neither in `also` nor told apart; nothing was changed.
         UnavailableError: a server is away; call again.
         RefusedError: the store keeps an object; everything else is removed.
         IntegrityError: an artifact in MLflow cannot be read; everything else is removed.
@@ -51,18 +54,33 @@ def withdraw(settings: Settings, patient_id: str, *, reason: str, by: str) -> Ho
         raise UserError(
             "a withdrawal says why and by whom", got="an empty text", fix="give --reason and --by"
         )
-    found = survey(settings, patient_id)
-    require_known(found)
-    removed, troubles = [], []
-    for one in (found, *found.also):
-        why = reason.strip() + ("" if one is found else f" (the same person as {patient_id})")
-        try:
-            removed.append(_remove(settings, one.patient_id, why, by.strip()))
-        except (RefusedError, IntegrityError) as error:  # it is withdrawn all the same, and so are the others
-            troubles.append(error)
-    if troubles:
-        raise troubles[0]
-    return replace(removed[0], also=tuple(removed[1:]))
+    require_identified(settings)
+    patients = list(dict.fromkeys([patient_id, *also]))
+    found = [survey(settings, one) for one in patients]
+    for one in found:
+        require_known(one)
+    if undecided := undecided_links(found):
+        raise _undecided(found[0], undecided)
+    return _remove(settings, patients, reason.strip(), by.strip())
+
+
+def undecided_links(found: Sequence[Holdings]) -> list[Alike]:
+    """Other patients who may be the same person as these, of whom nobody has said whether they are."""
+    known = {one.patient_id for one in found}
+    links = {link.patient_id: link for one in found for link in one.linked if not link.told_apart}
+    return [link for other, link in links.items() if other not in known]
+
+
+def _undecided(found: Holdings, links: Sequence[Alike]) -> ConflictError:
+    cases = " ".join(link.case_id for link in links)
+    also = " ".join(f"--also {link.patient_id}" for link in links)
+    return ConflictError(
+        f"patient {found.patient_id} may be here under other ids, too",
+        expected="a word on each of them, since a withdrawal has no way back",
+        got=", ".join(f"the same {one.what} as case {one.case_id} of {one.patient_id}" for one in links),
+        fix=f"if it is the same person, {also}; if it is somebody else, first"
+        f" `retroln review different {' '.join(found.cases[:1])} {cases}`",
+    )
 
 
 def finish(settings: Settings, patient_id: str, *, hand: str = _HAND) -> Holdings:
@@ -82,7 +100,7 @@ def finish(settings: Settings, patient_id: str, *, hand: str = _HAND) -> Holding
     known = open_workspace(settings).catalog.withdrawal_of(patient_id)
     if known is None:
         raise NotFoundError(f"no withdrawal of patient {patient_id} in the catalog")
-    return _remove(settings, patient_id, known.reason, known.by, hand)
+    return _remove(settings, [patient_id], known.reason, known.by, hand)
 
 
 def require_known(found: Holdings) -> None:
@@ -94,25 +112,39 @@ def require_known(found: Holdings) -> None:
         )
 
 
-def _remove(settings: Settings, patient_id: str, reason: str, by: str, hand: str = _HAND) -> Holdings:
+def _remove(settings: Settings, patients: Sequence[str], reason: str, by: str, hand: str = _HAND) -> Holdings:
+    """Withdraw all of these at once, then empty one after the other; returns what held the first."""
     workspace = open_workspace(settings)
     catalog = workspace.catalog
-    with _in_hand(workspace, f"{hand}:{patient_id}", catalog.scans_of_patient(patient_id)):
-        catalog.begin_withdrawal(patient_id, reason, by)
-        found = survey_id(settings, patient_id)
-        catalog.note_withdrawn(patient_id, found.items())
-        troubles: list[UserError] = [*_delete(workspace.store, found.objects)]
-        catalog.empty_withdrawn(patient_id)
-        for path in found.caches:
-            shutil.rmtree(path)
-        for dataset in found.datasets:
-            try:
-                put_mlflow_right(settings, dataset)
-            except IntegrityError as error:
-                troubles.append(error)
+    scans = [scan for patient_id in patients for scan in catalog.scans_of_patient(patient_id)]
+    held: list[Holdings] = []
+    troubles: list[UserError] = []
+    with _in_hand(workspace, f"{hand}:{patients[0]}", scans):
+        for patient_id in patients:
+            why = reason if patient_id == patients[0] else f"{reason} (the same person as {patients[0]})"
+            catalog.begin_withdrawal(patient_id, why, by)
+        for patient_id in patients:
+            held.append(survey(settings, patient_id))
+            troubles += _empty(settings, workspace, held[-1])
     if troubles:
         raise troubles[0]
-    return found
+    return held[0]
+
+
+def _empty(settings: Settings, workspace: Workspace, found: Holdings) -> list[UserError]:
+    """Remove what holds a patient who has withdrawn, and return what could not be done."""
+    catalog = workspace.catalog
+    catalog.note_withdrawn(found.patient_id, found.items())
+    troubles: list[UserError] = [*_delete(workspace.store, found.objects)]
+    catalog.empty_withdrawn(found.patient_id)
+    for path in found.caches:
+        shutil.rmtree(path)
+    for dataset in found.datasets:
+        try:
+            put_mlflow_right(settings, dataset)
+        except IntegrityError as error:
+            troubles.append(error)
+    return troubles
 
 
 def _delete(store: ObjectStore, infos: Iterable[ObjectInfo]) -> list[RefusedError]:

@@ -55,7 +55,7 @@ def test_of_many_at_once_one_is_recorded(catalog_url: str, catalog: Catalog, tmp
     assert len(catalog.scans()) == 1
 
 
-def test_the_most_alike_is_named_and_persons_lead_on(catalog: Catalog) -> None:
+def test_the_most_alike_is_named_and_who_is_linked(catalog: Catalog) -> None:
     catalog.add_scan(_draft("A", frozenset({Mark("person", "x")})), None)
     catalog.add_scan(_draft("B", frozenset({Mark("slice", "2"), Mark("study", "y")})), None)
     found = catalog.alike(IMAGE, "PC")
@@ -70,11 +70,16 @@ def test_the_most_alike_is_named_and_persons_lead_on(catalog: Catalog) -> None:
         catalog.add_scan(_draft("C"), None)
     assert catalog.alike({Mark("study", "x")}, "PC") is None  # the same letters of another kind
     catalog.add_scan(_draft("D", frozenset({Mark("slice", "3")})), None)
-    catalog.mark_scan(3, [Mark("person", "x"), Mark("study", "y")])
-    assert catalog.same_person("PA") == ["PB", "PD"]
+    with catalog.database.engine.begin() as connection:
+        connection.execute(text("UPDATE scans SET identified = false"))
+    assert catalog.count_unmarked() == 3
+    both = [Mark("person", "x"), Mark("study", "y")]
+    assert catalog.mark_scan(3, both, lambda found: ("same_person", f"as {found.case_id}")) is not None
+    assert catalog.scan(3).detail == "as A"
+    assert [(one.patient_id, one.told_apart) for one in catalog.linked("PA")] == [("PD", False)]
     catalog.rule_different(["A", "D"], "Dr A", "two people")
-    assert catalog.same_person("PA") == []
-    assert catalog.same_person("PB") == ["PD"]
+    assert [(one.patient_id, one.told_apart) for one in catalog.linked("PA")] == [("PD", True)]
+    assert [(one.patient_id, one.told_apart) for one in catalog.linked("PB")] == [("PD", False)]
 
 
 def test_marks_outlive_a_withdrawal(catalog: Catalog) -> None:

@@ -131,7 +131,7 @@ def test_bytes_that_come_back_are_the_scan_that_they_were(
     assert _scans(catalog) == [(1, 1, "superseded"), (2, 2, "ingested")]
     (folder / "mask.nii.gz").write_bytes(mask)
     assert ingest_all(settings)[CASE] == CaseOutcome(CASE, Outcome.DONE)
-    assert _scans(catalog) == [(1, 1, "prepared"), (2, 2, "superseded")]
+    assert _scans(catalog) == [(1, 1, "ingested"), (2, 2, "superseded")]
     assert ingest_all(settings)[CASE] == CaseOutcome(CASE, Outcome.SKIPPED)
     (folder / "mask.nii.gz").unlink()
     ingest_all(settings)

@@ -155,12 +155,13 @@ def _only_problem(folder: Path, one: Dataset) -> InputError | None:
 
 
 def _body(shape: tuple[int, int, int], shift: int = 0) -> np.ndarray:
-    """A cylinder of muscle whose radius changes from slice to slice, with noise."""
+    """A cylinder of muscle around a bone, whose radius changes from slice to slice, with noise."""
     x, y, z = np.indices(shape)
     radius = 22 + 4 * np.sin(z / 4)
-    inside = (x - shape[0] / 2 - shift) ** 2 + (y - shape[1] / 2) ** 2 < radius**2
+    distance = np.hypot(x - shape[0] / 2 - shift, y - shape[1] / 2)
     noise = np.random.default_rng(2).normal(0, 15, shape)
-    return (np.where(inside, 60, -1000) + noise).astype(np.int16)
+    tissue = np.where(distance < 3, 600, np.where(distance < radius, 60, -1000))
+    return (tissue + noise).astype(np.int16)
 
 
 def _volume(array: np.ndarray) -> Volume:

@@ -13,7 +13,6 @@ from sqlalchemy import text
 
 from retroln.catalog.accounting import CaseOutcome, Outcome
 from retroln.catalog.catalog import Catalog
-from retroln.catalog.records import Mark
 from retroln.catalog.states import ScanState
 from retroln.cli import cli
 from retroln.errors import ConflictError, GateError, UserError
@@ -133,7 +132,7 @@ def test_one_patient_may_bring_the_same_twice(
     for case in ("A", "AGAIN"):
         _deliver(tmp_path, phantom, "PAT-A", case)
     assert _reasons(ingest_all(keyed)) == {"A": None, "AGAIN": None}
-    assert catalog.same_person("PAT-A") == []
+    assert catalog.linked("PAT-A") == []
 
 
 def test_a_person_may_say_that_they_are_different(
@@ -149,7 +148,7 @@ def test_a_person_may_say_that_they_are_different(
     for _ in range(2):
         likeness.tell_apart(keyed, ["B", "A"], *SAID)
     assert _reasons(ingest_all(keyed)) == {"A": None, "B": None}
-    assert catalog.same_person("PAT-A") == []
+    assert [(one.patient_id, one.told_apart) for one in catalog.linked("PAT-A")] == [("PAT-B", True)]
     assert catalog.members_alike([1, 3]) == [("PAT-A", "PAT-B", True)]
     withdraw.withdraw(keyed, "PAT-A", **WORDS)
     assert catalog.withdrawn_patients() == {"PAT-A"}
@@ -157,38 +156,116 @@ def test_a_person_may_say_that_they_are_different(
     assert scan is not None and scan.state is ScanState.INGESTED
 
 
-@pytest.mark.parametrize("asked", ["PAT-A", "PAT-B"])
-def test_whoever_of_the_two_withdraws_the_image_goes(
-    keyed: Settings, catalog: Catalog, tmp_path: Path, phantom: Phantom, asked: str
-) -> None:
-    for name in ("A", "B"):
-        _deliver(tmp_path, phantom, f"PAT-{name}", name)
-    ingest_all(keyed)
-    found = withdraw.withdraw(keyed, asked, **WORDS)
-    assert {asked, *(one.patient_id for one in found.also)} == {"PAT-A", "PAT-B"}
-    assert catalog.withdrawn_patients() == {"PAT-A", "PAT-B"}
-    assert not list(open_workspace(keyed).store.list("scans/"))
-    _deliver(tmp_path, phantom, "PAT-C", "C")
-    outcome = ingest_all(keyed)["C"]
-    assert (outcome.reason, "took back consent" in str(outcome.detail)) == ("withdrawn", True)
-    assert not list(open_workspace(keyed).store.list("scans/"))
+class TestWithdrawals:
+    """There is no way back, so nobody goes with another without a word on it."""
+
+    @pytest.fixture(autouse=True)
+    def _twins(self, keyed: Settings, tmp_path: Path, phantom: Phantom) -> None:
+        for name in ("A", "B"):
+            _deliver(tmp_path, phantom, f"PAT-{name}", name)
+        ingest_all(keyed)
+
+    def test_a_copy_that_was_never_stored_is_in_no_way(self, keyed: Settings, catalog: Catalog) -> None:
+        withdraw.withdraw(keyed, "PAT-A", **WORDS)
+        assert catalog.withdrawn_patients() == {"PAT-A"}
+        assert not list(open_workspace(keyed).store.list("scans/"))
+
+    def test_whose_ct_is_stored_under_another_id_needs_a_word(
+        self, keyed: Settings, catalog: Catalog, tmp_path: Path, phantom: Phantom
+    ) -> None:
+        with pytest.raises(ConflictError, match=r"--also PAT-A; .* `retroln review different B A`"):
+            withdraw.withdraw(keyed, "PAT-B", **WORDS)
+        assert catalog.withdrawn_patients() == frozenset()
+        withdraw.withdraw(keyed, "PAT-B", also=["PAT-A"], **WORDS)
+        assert catalog.withdrawn_patients() == {"PAT-A", "PAT-B"}
+        assert not list(open_workspace(keyed).store.list("scans/"))
+        _deliver(tmp_path, phantom, "PAT-C", "C")
+        outcome = ingest_all(keyed)["C"]
+        assert (outcome.reason, "took back consent" in str(outcome.detail)) == ("withdrawn", True)
+        assert not list(open_workspace(keyed).store.list("scans/"))
+        for other in ("A", "B"):  # it was somebody else's all the same
+            assert ingest_all(keyed)["C"].reason == "withdrawn"
+            assert likeness.tell_apart(keyed, [other, "C"], *SAID) == ["C"]
+        assert ingest_all(keyed)["C"].outcome is Outcome.DONE
+
+    def test_who_is_told_apart_stays(self, keyed: Settings, catalog: Catalog, tmp_path: Path) -> None:
+        likeness.tell_apart(keyed, ["A", "B"], *SAID)
+        ingest_all(keyed)
+        withdraw.withdraw(keyed, "PAT-A", **WORDS)
+        assert catalog.withdrawn_patients() == {"PAT-A"}
+        scan = catalog.current_scan("B")
+        assert scan is not None and scan.state is ScanState.INGESTED
+
+    def test_a_copy_that_was_held_and_replaced_binds_nobody(
+        self, keyed: Settings, catalog: Catalog, tmp_path: Path
+    ) -> None:
+        write_case(tmp_path / "source" / "PAT-B" / "B", _other(), own=False)
+        assert ingest_all(keyed)["B"].outcome is Outcome.DONE
+        withdraw.withdraw(keyed, "PAT-B", **WORDS)
+        assert catalog.withdrawn_patients() == {"PAT-B"}
+
+    def test_of_several_all_are_recorded_before_one_is_removed(
+        self, keyed: Settings, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(withdraw, "_empty", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            withdraw.withdraw(keyed, "PAT-B", also=["PAT-A"], **WORDS)
+        assert catalog.withdrawn_patients() == {"PAT-A", "PAT-B"}
+
+    def test_the_shell_asks_for_the_word(self, keyed: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in ("SOURCE_URI", "STORE_URI", "CATALOG_URL", "MLFLOW_URI"):
+            monkeypatch.setenv(f"RETROLN_{name}", getattr(keyed, name.lower()))
+        said = CliRunner().invoke(cli, ["withdraw", "PAT-B", "--dry-run"]).output
+        assert "MAY BE HERE AS PATIENT PAT-A, TOO: case A shows the same image." in said
+        said = CliRunner().invoke(cli, ["withdraw", "PAT-B", "--also", "PAT-A", "--dry-run"]).output
+        assert "scans/A/" in said
+        assert "MAY BE" not in said
+        words = ["--reviewer", SAID[0], "--comment", SAID[1]]
+        said = CliRunner().invoke(cli, ["review", "different", "B", "A", *words]).output
+        assert said == "noted: B, A are of different people\nB was held for it; the next run takes it up\n"
+        assert "MAY BE" not in CliRunner().invoke(cli, ["withdraw", "PAT-B", "--dry-run"]).output
 
 
-def test_the_shell_says_what_else_is_withdrawn(
-    keyed: Settings, tmp_path: Path, phantom: Phantom, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("A", "B"):
-        _deliver(tmp_path, phantom, f"PAT-{name}", name)
-    ingest_all(keyed)
-    for name in ("SOURCE_URI", "STORE_URI", "CATALOG_URL", "MLFLOW_URI"):
-        monkeypatch.setenv(f"RETROLN_{name}", getattr(keyed, name.lower()))
-    said = CliRunner().invoke(cli, ["withdraw", "PAT-B", "--dry-run"]).output
-    assert "IS HERE UNDER OTHER IDS TOO: PAT-B and PAT-A." in said
-    assert "scans/A/" in said
-    words = ["--reviewer", SAID[0], "--comment", SAID[1]]
-    said = CliRunner().invoke(cli, ["review", "different", "B", "A", *words]).output
-    assert said == "noted: B, A are of different people\nB was held for it; the next run takes it up\n"
-    assert "OTHER IDS" not in CliRunner().invoke(cli, ["withdraw", "PAT-B", "--dry-run"]).output
+def _other() -> Phantom:
+    return make_phantom(PhantomSpec(seed=9, spacing_mm=(4.0, 4.0, 5.0), orientation="LPS"))
+
+
+class TestWhatIsMended:
+    def test_a_copy_goes_on_when_the_other_is_no_copy_any_more(
+        self, keyed: Settings, tmp_path: Path, phantom: Phantom
+    ) -> None:
+        folder = _deliver(tmp_path, phantom, "PAT-A", "A")
+        _deliver(tmp_path, phantom, "PAT-B", "B")
+        assert _reasons(ingest_all(keyed)) == {"A": None, "B": "same_image"}
+        write_case(folder, _other(), own=False)
+        assert _reasons(ingest_all(keyed)) == {"A": None, "B": "same_image"}
+        assert ingest_all(keyed)["B"].outcome is Outcome.DONE
+
+    def test_two_patients_files_that_were_swapped_can_be_put_right(
+        self, keyed: Settings, catalog: Catalog, tmp_path: Path, phantom: Phantom
+    ) -> None:
+        other, folders = _other(), [tmp_path / "source" / f"PAT-{name}" / name for name in ("A", "B")]
+        for folder, made in zip(folders, (other, phantom), strict=True):
+            write_case(folder, made, own=False)
+        ingest_all(keyed)
+        for folder, made in zip(folders, (phantom, other), strict=True):
+            write_case(folder, made, own=False)
+        assert ingest_all(keyed)["A"].reason == "same_image"
+        for _ in range(2):
+            outcomes = ingest_all(keyed)
+        assert {one.outcome for one in outcomes.values()} == {Outcome.SKIPPED}
+        assert catalog.held_deliveries() == []
+        assert {scan.revision for scan in catalog.scans()} == {2}
+
+    def test_a_person_is_told_through_a_held_case(
+        self, keyed: Settings, catalog: Catalog, tmp_path: Path
+    ) -> None:
+        """A shares its study with B, which is held, and B its PatientID with C."""
+        _study(tmp_path, "PAT-A", "A", patient_id="export 17")
+        _study(tmp_path, "PAT-B", "B", seed=6, number=4)
+        _study(tmp_path, "PAT-C", "C", seed=7, study=2)
+        assert _reasons(ingest_all(keyed)) == {"A": None, "B": "same_person", "C": None}
+        assert catalog.members_alike([1, 3]) == [("PAT-A", "PAT-C", False)]
 
 
 class TestAnOlderCatalog:
@@ -200,6 +277,8 @@ class TestAnOlderCatalog:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(ingest, "marks_of", lambda *_: frozenset())
             ingest_and_prepare(keyed)
+        with catalog.database.engine.begin() as connection:
+            connection.execute(text("UPDATE scans SET identified = false"))
         return keyed
 
     def test_is_looked_through_once(self, older: Settings, catalog: Catalog) -> None:
@@ -208,6 +287,7 @@ class TestAnOlderCatalog:
         assert likeness.identify(older) == {"A": "", "B": "same_image"}
         likeness.require_identified(older)
         assert likeness.identify(older) == {}
+        assert catalog.scan(2).reason == "same_image"
         assert catalog.count_held_alike() == {"same_image": 1, "same_person": 0}
         with pytest.raises(ConflictError, match="case B shows the same image as case A"):
             catalog.requeue("B")
@@ -215,9 +295,21 @@ class TestAnOlderCatalog:
         scan = catalog.current_scan("B")
         assert scan is not None and scan.state is ScanState.PREPARED
 
-    def test_is_not_trained_on_before(self, older: Settings, catalog: Catalog) -> None:
-        for scan in catalog.scans():
-            catalog.mark_scan(scan.scan_id, [Mark("slice", "same")])
+    def test_is_neither_trained_on_nor_withdrawn_before(self, older: Settings) -> None:
+        for call in (
+            lambda: train.publish_dataset(older, TrainSpec()),
+            lambda: withdraw.withdraw(older, "PAT-A", **WORDS),
+        ):
+            with pytest.raises(UserError, match="2 scans of an older RetroLN"):
+                call()
+
+    def test_what_shares_an_image_is_never_frozen(self, older: Settings, catalog: Catalog) -> None:
+        for statement in (
+            "UPDATE scans SET identified = true",
+            "INSERT INTO identity_marks VALUES (1, 'slice', 'same'), (2, 'slice', 'same')",
+        ):
+            with catalog.database.engine.begin() as connection:
+                connection.execute(text(statement))
         with pytest.raises(GateError, match="PAT-A and PAT-B"):
             train.publish_dataset(older, TrainSpec())
 

@@ -12,8 +12,9 @@ RULINGS = "identity_rulings"
 
 
 def upgrade() -> None:
-    """Add three tables and a column; nothing that is stored changes."""
+    """Add three tables and two columns; nothing that is stored changes."""
     op.add_column("scans", sa.Column("imaging_sha256", sa.String(), nullable=True))
+    op.add_column("scans", sa.Column("identified", sa.Boolean(), server_default=sa.false(), nullable=False))
     op.create_table(
         "held_deliveries",
         sa.Column("case_id", sa.String(), nullable=False),
