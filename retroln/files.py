@@ -120,6 +120,23 @@ def require_writable(target: Path) -> None:
         pass
 
 
+def require_no_input(output: Path, *inputs: Path | None) -> None:
+    """Refuse an output that would take the place of what is read for it.
+
+    Raises:
+        UserError: `output` is one of the inputs, by whatever path.
+    """
+    for path in inputs:
+        if path is not None and path.exists() and output.exists() and output.samefile(path):
+            raise UserError(
+                "the output would take the place of an input",
+                file=output,
+                expected="a place of its own",
+                got=f"the same file as {path}",
+                fix="name another place",
+            )
+
+
 def _require_replaceable(target: Path) -> None:
     if target.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))

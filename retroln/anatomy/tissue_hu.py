@@ -56,6 +56,7 @@ _MUSCLE_SHARE, _FAT_SHARE = 0.2, 0.03
 _DIP = 0.8
 _FAT_BELOW_MUSCLE_HU = (350.0, 75.0)
 _CLIPPED_SHARE = 0.02
+_LEAST_VOXELS = 500  # of which one share tells more than a few voxels
 
 
 class TissueHu(NamedTuple):
@@ -92,9 +93,11 @@ def tissue_hu(ct: Volume, vertebrae: Vertebrae) -> dict[Level, TissueHu]:
 
 
 def overall(found: Mapping[Level, TissueHu]) -> TissueHu:
-    """The medians over the levels that can tell."""
+    """The medians over the levels that can tell; a floor or a ceiling only if most levels have one."""
     columns = zip(*found.values(), strict=True) if found else [()] * len(TissueHu._fields)
-    return TissueHu(*(_median([value for value in column if value is not None]) for column in columns))
+    *tissues, floors, ceilings = ([one for one in column if one is not None] for column in columns)
+    ends = (ends if 2 * len(ends) > len(found) else [] for ends in (floors, ceilings))
+    return TissueHu(*map(_median, (*tissues, *ends)))
 
 
 def problems(found: Mapping[Level, TissueHu]) -> Iterator[Problem]:
@@ -132,12 +135,13 @@ def _of_level(ct: Volume, vertebrae: Vertebrae, level: Level) -> TissueHu:
     bone = ct.array[vertebra.box.slices][vertebra.mask]
     muscle, fat = _muscle_and_fat(around)
     low, high = float(around.lowest), float(bone.max())
+    share = np.mean(bone == high) if bone.size >= _LEAST_VOXELS else 0.0
     return TissueHu(
         bone=float(np.median(bone)),
         muscle=muscle,
         fat=fat,
         floor=low if low > AIR_HU[1] and around.lowest_share >= _CLIPPED_SHARE else None,
-        ceiling=high if high < CLIPPED_BELOW_HU and np.mean(bone == high) >= _CLIPPED_SHARE else None,
+        ceiling=high if high < CLIPPED_BELOW_HU and share >= _CLIPPED_SHARE else None,
     )
 
 

@@ -60,6 +60,7 @@ def measure(
     from retroln.anatomy import nodes
     from retroln.imaging import nifti
 
+    files.require_no_input(output, labels, vertebrae, organs)
     volume = nifti.read_labels(labels)
     levels = _read_beside(volume, "vertebra map", vertebrae, partial(_read_vertebrae, scheme=label_ids))
     stations = _read_beside(volume, "organ map", organs, nifti.read_labels)

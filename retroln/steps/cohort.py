@@ -106,7 +106,7 @@ def stage_local(cases_csv: Path, folder: Path) -> None:
                 if row.get(column):
                     row[column] = _stage(cases_csv.parent / row[column], staged, f"{number:04d}-{column}")
         with (staged / CASES_FILE).open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.DictWriter(stream, cases_table.COLUMNS, restval="")
+            writer = csv.DictWriter(stream, cases_table.CASES.columns, restval="")
             writer.writeheader()
             writer.writerows(rows)
         shutil.rmtree(folder, ignore_errors=True)

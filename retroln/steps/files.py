@@ -13,7 +13,7 @@ from retroln.anatomy import landmarks, roi
 from retroln.anatomy.vertebrae import Vertebrae
 from retroln.endings import NIFTI, has_ending, without_nifti
 from retroln.errors import InputError, NotFoundError, UserError
-from retroln.files import atomic_path, require_writable, write_json
+from retroln.files import atomic_path, require_no_input, require_writable, write_json
 from retroln.imaging import intensity, nifti
 from retroln.imaging.geometry import require_same_grid
 from retroln.imaging.volume import Volume
@@ -79,9 +79,12 @@ def crop_files(
     Raises:
         InputError, GeometryError, LandmarkError, NotFoundError: unusable or unfitting input; nothing
             is written then.
-        UserError: `words` that do not say who and why.
+        UserError: `words` that do not say who and why, or a result would take the place of an input.
     """
     name = _checked_id(case_id or case_id_of(ct))
+    ct_path, mask_path, roi_path = (output_dir / file for file in crop_names(name))
+    for place in (ct_path, mask_path, roi_path):
+        require_no_input(place, ct, vertebrae, mask)
     window = (hu or Hu()) if normalize else None
     ruling = acceptance(words)
     scan, spine = nifti.read_ct(ct), Vertebrae.read(vertebrae, label_ids)
@@ -97,7 +100,6 @@ def crop_files(
         **terms(assessment, words),
         "mask": "given" if mask else "absent",
     }
-    ct_path, mask_path, roi_path = (output_dir / file for file in crop_names(name))
     report = CropReport(
         case_id=name,
         ct=ct_path,
@@ -116,7 +118,7 @@ def paste_file(crop: Path, roi_json: Path, output: Path) -> None:
         InputError: `bad_roi`, or an unreadable crop.
         GeometryError: the crop does not lie on the region.
     """
-    target = checked_output(output)
+    target = checked_output(output, crop, roi_json)
     region = _read_record(roi_json)
     volume = nifti.read(crop)
     require_same_grid(
@@ -166,9 +168,10 @@ def _write(report: CropReport, image: Volume, labels: Volume | None, mask_path: 
             nifti.write(swapped_in.enter_context(atomic_path(mask_path)), labels.array, labels.grid)
         nifti.write(swapped_in.enter_context(atomic_path(report.ct)), image.array, image.grid)
         write_json(record, report.record)
-        report.roi.unlink(missing_ok=True)
-        if labels is None:
-            mask_path.unlink(missing_ok=True)
+        if report.roi.exists():  # an earlier crop's; a mask without a record beside it is somebody's own
+            report.roi.unlink()
+            if labels is None:
+                mask_path.unlink(missing_ok=True)
 
 
 def _checked_id(case_id: str) -> str:
@@ -182,17 +185,18 @@ def _checked_id(case_id: str) -> str:
     return case_id
 
 
-def checked_output(output: Path) -> Path:
+def checked_output(output: Path, *inputs: Path) -> Path:
     """The place of a NIfTI file that will be written, looked at before the work.
 
     Raises:
-        UserError: the name has no extension of NIfTI.
+        UserError: the name has no extension of NIfTI, or it is one of the `inputs`.
         OSError: as `retroln.files.require_writable`.
     """
     if not has_ending(output.name, *NIFTI):
         raise UserError(
             "output name has no NIfTI extension", expected=".nii or .nii.gz", got=output.name, fix="rename it"
         )
+    require_no_input(output, *inputs)
     require_writable(output)
     return output
 

@@ -120,7 +120,7 @@ def accept(settings: Settings, case_id: str, words: Words) -> Ruled:
     workspace, words = open_workspace(settings), words.complete()
     scan = _stored_scan(workspace, case_id)
     with workspace.scratch() as folder:
-        spine = _spine(workspace, scan, folder)
+        ct, spine = _ct(workspace, scan, folder), _spine(workspace, scan, folder)
     if spine is None:
         raise ConflictError(
             f"case {case_id} has no landmarks that could be accepted",
@@ -130,7 +130,7 @@ def accept(settings: Settings, case_id: str, words: Words) -> Ruled:
         )
     ruling = landmarks.Ruling(**vars(words), accepted=True)
     with naming(case_id):
-        said = _said(settings, landmarks.assess(spine, unanchored="accept", ruling=ruling))
+        said = _said(settings, landmarks.assess(spine, unanchored="accept", ct=ct, ruling=ruling))
     return Ruled(workspace.catalog.review_landmarks(_draft(scan, "accept", words)), cautions=said)
 
 
@@ -166,15 +166,16 @@ def correct_by_point(settings: Settings, case_id: str, words: Words, point: Poin
     Raises:
         UserError, NotFoundError, ConflictError: as `accept`.
         LandmarkError: the point lies outside the scan, no T12-L5 lies as the extent says, or none is given
-            and the labels cannot say how far T12-L5 reach.
+            and the labels cannot say how far T12-L5 reach; or the CT is not in HU, which takes `accept`.
     """
     workspace, words = open_workspace(settings), words.complete()
     scan = _stored_scan(workspace, case_id)
     with workspace.scratch() as folder:
+        ct = _ct(workspace, scan, folder)
         spine = _spine(workspace, scan, folder) or landmark_queue.unlabelled(scan)
     ruling = landmarks.Ruling(**vars(words), **vars(point))
     with naming(case_id):
-        said = _said(settings, landmarks.assess(spine, unanchored="accept", ruling=ruling))
+        said = _said(settings, landmarks.assess(spine, unanchored="accept", ct=ct, ruling=ruling))
     draft = _draft(scan, "correct", words, **vars(point))
     return Ruled(workspace.catalog.review_landmarks(draft), cautions=said)
 

@@ -58,7 +58,7 @@ def predict_file(
     """
     from retroln.engine.warm import predictor_for
 
-    target, ruling = checked_output(output), acceptance(words)
+    target, ruling = checked_output(output, ct, vertebrae), acceptance(words)
     volume, spine = nifti.read_ct(ct), Vertebrae.read(vertebrae, label_ids)
     require_same_grid(volume.grid, spine.grid, what="vertebra label map", file=vertebrae)
     predictor = predictor_for(bundle, device, arithmetic)

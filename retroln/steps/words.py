@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
 from retroln.errors import NotFoundError, UserError
+from retroln.steps.cases_table import Layout, rows
 
 _COLUMNS = ("case_id", "reviewer", "comment")
 
@@ -36,30 +35,28 @@ def read_words(path: Path) -> dict[str, Words]:
 
     Raises:
         NotFoundError: no such file.
-        UserError: a column is missing, a case has two lines, or one that does not say who and why.
+        UserError: not a table of these columns, a line with more cells, two lines for a case, or one that
+            does not say who and why.
     """
     try:
-        reader = csv.DictReader(io.StringIO(path.read_text("utf-8-sig")))
+        data = path.read_bytes()
     except FileNotFoundError as error:
         raise NotFoundError("no such file", file=path, fix="check the path") from error
-    except UnicodeDecodeError as error:
-        raise UserError("not UTF-8", file=path, got=str(error), fix="save it as CSV in UTF-8") from error
-    columns = reader.fieldnames or ()
-    if missing := [name for name in _COLUMNS if name not in columns]:
-        raise UserError(
-            "columns are missing",
-            file=path,
-            expected=",".join(_COLUMNS),
-            got=",".join(columns) or "an empty file",
-            fix=f"add {', '.join(missing)}",
-        )
     found: dict[str, Words] = {}
-    for row in reader:
-        case_id = (row["case_id"] or "").strip()
+    for row in rows(data, Layout(str(path), _COLUMNS)):
+        case_id, reviewer, comment = (row.cells[name] for name in _COLUMNS)
+        if row.beyond:
+            raise UserError(
+                f"line {row.line} has more cells than there are columns",
+                file=path,
+                expected=",".join(_COLUMNS),
+                got=f"{row.beyond} more",
+                fix="put a comment that holds the divider into quotes",
+            )
         if case_id in found:
             raise UserError(f"two lines for case {case_id}", file=path, fix="keep the one that holds")
         try:
-            found[case_id] = Words(row["reviewer"] or "", row["comment"] or "").complete()
+            found[case_id] = Words(reviewer, comment).complete()
         except UserError as error:
-            raise error.reworded(file=path, got=f"an empty text in line {reader.line_num}") from error
+            raise error.reworded(file=path, got=f"an empty text in line {row.line}") from error
     return found

@@ -17,6 +17,7 @@ from spine import ORIENTATIONS, V2, grid_ras, reoriented, spine_labels
 
 from retroln.anatomy.vertebrae import LEVEL_ORDER
 from retroln.cli.files import crop, paste
+from retroln.cli.measure import measure
 from retroln.errors import GeometryError, InputError, LandmarkError, NotFoundError, UserError
 from retroln.imaging import nifti
 from retroln.imaging.phantom import Phantom
@@ -277,6 +278,41 @@ def test_the_record_says_what_the_tissues_told(tmp_path: Path, phantom: Phantom)
     told = crop_files(**case, output_dir=tmp_path / "out").record["tissue_hu"]
     assert told == pytest.approx({"bone_hu": 215, "muscle_hu": 56, "fat_hu": -104}, abs=12)
     assert crop_files(**_case(tmp_path), output_dir=tmp_path / "out").record["tissue_hu"]["fat_hu"] is None
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> dict[str, Path]:
+    """A case's files, CT and mask under names that crops have."""
+    paths = _case(tmp_path)
+    return {
+        "ct": paths["ct"].rename(tmp_path / "B_ct.nii.gz"),
+        "vertebrae": paths["vertebrae"],
+        "mask": paths["mask"].rename(tmp_path / "A_mask.nii.gz"),
+    }
+
+
+@pytest.mark.parametrize("case_id", ["A", "B"])
+def test_no_result_takes_the_place_of_an_input(tmp_path: Path, inputs: dict[str, Path], case_id: str) -> None:
+    before = {path: path.read_bytes() for path in inputs.values()}
+    with pytest.raises(UserError, match="take the place of an input"):
+        crop_files(**inputs, output_dir=tmp_path, case_id=case_id)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_mask_beside_no_record_is_no_earlier_crops(tmp_path: Path, inputs: dict[str, Path]) -> None:
+    own = inputs.pop("mask")
+    crop_files(**inputs, output_dir=tmp_path, case_id="A")
+    assert own.exists()
+
+
+def test_paste_and_measure_spare_what_they_read(tmp_path: Path) -> None:
+    report = crop_files(**_case(tmp_path), output_dir=tmp_path / "o")
+    with pytest.raises(UserError, match="take the place of an input"):
+        paste_file(report.ct, report.roi, report.ct)
+    labels = tmp_path / "nodes.nii.gz"
+    with pytest.raises(UserError, match="take the place of an input"):
+        measure.main(["--labels", str(labels), "--output", str(labels)], standalone_mode=False)
+    assert nifti.read_labels(labels).array.any()
 
 
 @pytest.mark.parametrize("case_id", ["../x", "a/b", "", ".hidden", "a b"])

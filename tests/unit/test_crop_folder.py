@@ -238,6 +238,15 @@ def test_a_person_overrules_for_the_cases_that_a_file_names(two: Folders, tmp_pa
     assert not list(two.out.glob("LN_2*"))
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_words_may_come_from_a_spreadsheet(two: Folders, tmp_path: Path, encoding: str) -> None:
+    text = "Case_ID;Reviewer;Comment\nLN_1;Dr Ä;counted from C2, L5 is sacral\n"
+    (tmp_path / "accepted.csv").write_text(text, encoding)
+    two.crop("--accepted", tmp_path / "accepted.csv")
+    said = {"reviewer": "Dr Ä", "comment": "counted from C2, L5 is sacral"}
+    assert two.record("LN_1")["accepted"] == said
+
+
 def _with_l4_swollen(labels: np.ndarray) -> np.ndarray:
     labels[4:56, 8:58, 23:31] = V2[Level.L4]
     return labels
@@ -246,9 +255,15 @@ def _with_l4_swollen(labels: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("case,reviewer\n", "columns are missing; expected: case_id,reviewer,comment; got: case,reviewer"),
+        (
+            "case,reviewer\n",
+            "columns are missing; expected: case_id,reviewer,comment; got: 'case', 'reviewer'",
+        ),
         ("", "got: an empty file"),
         (f"{WORDS}LN_1,Dr A,why\nLN_1,Dr B,too\n", "two lines for case LN_1"),
+        (f"{WORDS}LN_1,Dr A,counted from C2, L5 is sacral\n", "line 2 has more cells than there are columns"),
+        (f'{WORDS}LN_1,Dr A,"counted\nLN_2,Dr A,ok\n', "not a table"),
+        (f"{WORDS}LN_1,Dr A,{'x' * 140_000}\n", "not a table"),
         (f"{WORDS}LN_1,Dr A, \n", "a word on landmarks says who and why"),
     ],
 )

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from spine import V2
 
 from retroln.anatomy import landmarks
 from retroln.anatomy.landmarks import Ruling, assess
@@ -110,6 +111,15 @@ def test_what_is_not_there_is_untold_and_holds_nothing(phantom: Phantom, spine: 
     without = assess(spine, unanchored="accept")
     assert without.tissue_hu == TissueHu(None, None, None)
     assert "bone_hu" not in without.per_level["L2"]
+
+
+def test_a_sliver_of_a_level_clips_nothing(phantom: Phantom, spine: Vertebrae) -> None:
+    """Where the field of view ends within a level, a few voxels have its highest value."""
+    kept, level = spine.to_label_map(), V2[Level.L5]
+    l5 = np.flatnonzero((kept == level).any(axis=(0, 1)))
+    kept[:, :, l5[:-1]][kept[:, :, l5[:-1]] == level] = 0
+    cut = Vertebrae.from_label_map(phantom.vertebrae.with_array(kept), "totalseg-v2")
+    assert list(problems(tissue_hu(phantom.ct, cut))) == []
 
 
 def test_a_scan_too_small_for_a_block_tells_its_bone_alone(phantom: Phantom) -> None:
