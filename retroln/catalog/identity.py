@@ -7,11 +7,12 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import combinations
 
 from sqlalchemy import ColumnElement, func, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from retroln.catalog.consent import WITHDRAWN
 from retroln.catalog.database import Database
 from retroln.catalog.likeness import (
+    IMAGE,
     REASONS,
     add_marks,
     alike,
@@ -22,7 +23,7 @@ from retroln.catalog.likeness import (
     marks_of,
     told_apart,
 )
-from retroln.catalog.models import HeldDelivery, IdentityMark, IdentityRuling, Scan
+from retroln.catalog.models import DatasetMember, HeldDelivery, IdentityMark, IdentityRuling, Scan
 from retroln.catalog.records import Alike, Mark, ScanRecord
 from retroln.catalog.scans import clean, current_row, move, scan_record, scan_row
 from retroln.catalog.states import TRANSITIONS, ScanState
@@ -157,6 +158,20 @@ class IdentityQueries:
             for one, other in combinations(sorted(patients & group), 2)
         }
         return sorted((one, other, (one, other) in apart) for one, other in torn | (_pairs(members) & apart))
+
+    def shown_in_training(self) -> frozenset[str]:
+        """Patients of whom a scan shows an image that was trained on, under whatever patient's id."""
+        theirs, trained = aliased(IdentityMark), aliased(IdentityMark)
+        statement = (
+            select(Scan.patient_id)
+            .join(theirs, theirs.scan_id == Scan.id)
+            .join(trained, (trained.kind == theirs.kind) & (trained.value == theirs.value))
+            .join(DatasetMember, DatasetMember.scan_id == trained.scan_id)
+            .where(theirs.kind.in_(IMAGE), DatasetMember.role == "train")
+            .distinct()
+        )
+        with self._database.reading() as session:
+            return frozenset(session.scalars(statement))
 
     def count_held_alike(self) -> dict[str, int]:
         """How many cases are held because their image, or person, is another patient's, by reason."""

@@ -16,7 +16,8 @@ from retroln.errors import ConflictError
 SAME_IMAGE, SAME_PERSON = "same_image", "same_person"
 """Reasons of a case that is held because its CT, or its person, is another patient's already."""
 REASONS = frozenset({SAME_IMAGE, SAME_PERSON})
-_IMAGE = frozenset({"slice", "object"})
+IMAGE = frozenset({"slice", "object"})
+"""Kinds of marks that tell an image; the others tell a person."""
 _LOCK = 0x616C696B65  # "alike"; PostgreSQL advisory lock
 
 
@@ -149,7 +150,7 @@ def _shared(
 
 
 def _alike(scan: Scan, shared: Counter[str], **flags: bool) -> Alike:
-    return Alike(scan.case_id, scan.patient_id, bool(_IMAGE & shared.keys()), dict(shared), **flags)
+    return Alike(scan.case_id, scan.patient_id, bool(IMAGE & shared.keys()), dict(shared), **flags)
 
 
 def _weight(found: Alike) -> tuple[bool, bool, int]:

@@ -113,13 +113,13 @@ def _require_containment(labelled: Labelled, spec: TrainSpec) -> None:
 
 def _members(workspace: Workspace, labelled: Labelled, spec: TrainSpec) -> list[MemberDraft]:
     catalog = workspace.catalog
-    patients = {scan.patient_id for scan, _ in labelled}
+    patients, locked = {scan.patient_id for scan, _ in labelled}, catalog.test_patients()
     test = splits.assign_test(
         patients,
         fraction=spec.test_fraction,
         seed=spec.seed,
-        locked_test=catalog.test_patients(),
-        ever_trained=catalog.train_patients(),
+        locked_test=locked,
+        ever_trained=catalog.train_patients() | (catalog.shown_in_training() - locked),
     )
     training = {scan.case_id: scan.patient_id for scan, _ in labelled if scan.patient_id not in test}
     folds = splits.folds(training, spec.n_folds, spec.seed)

@@ -329,3 +329,6 @@ def test_an_image_that_was_trained_on_stays_known(
     write_case(folder, make_phantom(PhantomSpec(seed=9, spacing_mm=(4.0, 4.0, 5.0))), own=False)
     _deliver(tmp_path, phantom, "PAT-B", "B")
     assert _reasons(ingest_all(keyed)) == {"A": None, "B": "same_image"}
+    likeness.tell_apart(keyed, ["A", "B"], *SAID)  # it was filed under A by mistake
+    assert ingest_all(keyed)["B"].outcome is Outcome.DONE
+    assert catalog.shown_in_training() == {"PAT-A", "PAT-B"}  # never to be locked away for testing
