@@ -21,16 +21,14 @@ from retroln.catalog.likeness import (
     linked,
     lock_identities,
     marks_of,
-    told_apart,
 )
 from retroln.catalog.models import DatasetMember, HeldDelivery, IdentityMark, IdentityRuling, Scan
 from retroln.catalog.records import Alike, Mark, ScanRecord
-from retroln.catalog.scans import clean, current_row, move, scan_record, scan_row
+from retroln.catalog.scans import IDS_AT_ONCE, clean, current_row, move, scan_record, scan_row
 from retroln.catalog.states import TRANSITIONS, ScanState
 from retroln.errors import ConflictError
 
 _RELEASED = REASONS | {WITHDRAWN}
-_IDS_AT_ONCE = 500
 Owners = dict[Mark, set[str]]
 
 
@@ -55,9 +53,15 @@ class IdentityQueries:
         with self._database.reading() as session:
             return linked(session, patient_id)
 
-    def no_longer_alike(self) -> frozenset[str]:
-        """Cases that are held for their likeness, without a CT stored, to what is not in use any more."""
+    def no_longer_alike(self, case_id: str | None = None) -> frozenset[str]:
+        """Cases that are held for their likeness, without a CT stored, to what is not in use any more.
+
+        Args:
+            case_id: asks for this case alone.
+        """
         held = select(Scan).where(held_for_likeness(), Scan.ct_key.is_(None))
+        if case_id is not None:
+            held = held.where(Scan.case_id == case_id)
         with self._database.reading() as session:
             return frozenset(
                 scan.case_id
@@ -125,16 +129,9 @@ class IdentityQueries:
                     got=", ".join(f"{row.case_id} of {row.patient_id}" for row in rows),
                     fix="name the held case and the case that its message names",
                 )
-            for pair in combinations(patients, 2):
-                if pair[1] not in told_apart(session, pair[0]):
-                    session.add(
-                        IdentityRuling(
-                            patient_id=pair[0],
-                            other_patient_id=pair[1],
-                            reviewer=clean(reviewer),
-                            comment=clean(comment),
-                        )
-                    )
+            said = {"reviewer": clean(reviewer), "comment": clean(comment)}
+            for one, other in sorted(set(combinations(patients, 2)) - _rulings(session)):
+                session.add(IdentityRuling(patient_id=one, other_patient_id=other, **said))
             session.flush()
             return [row.case_id for row in rows if _is_held_for_it(session, row)]
 
@@ -185,11 +182,11 @@ class IdentityQueries:
 def _owners(session: Session, scan_ids: Sequence[int]) -> Owners:
     """Patients of these scans by mark."""
     owners: Owners = defaultdict(set)
-    for start in range(0, len(scan_ids), _IDS_AT_ONCE):
+    for start in range(0, len(scan_ids), IDS_AT_ONCE):
         rows = session.execute(
             select(IdentityMark.kind, IdentityMark.value, Scan.patient_id)
             .join(Scan, Scan.id == IdentityMark.scan_id)
-            .where(Scan.id.in_(scan_ids[start : start + _IDS_AT_ONCE]))
+            .where(Scan.id.in_(scan_ids[start : start + IDS_AT_ONCE]))
         )
         for kind, value, patient_id in rows.tuples():
             owners[Mark(kind, value)].add(patient_id)

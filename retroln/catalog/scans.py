@@ -19,7 +19,7 @@ from retroln.catalog.states import FIRST_STATES, ScanState, require_transition, 
 from retroln.errors import ConflictError, NotFoundError
 
 _MAX_DETAIL = 4000
-_IDS_AT_ONCE = 500  # bound values in one statement; SQLite once allowed 999
+IDS_AT_ONCE = 500  # bound values in one statement; SQLite once allowed 999
 
 
 class ScanQueries:
@@ -38,8 +38,8 @@ class ScanQueries:
         """The revisions that are not superseded, by case; unknown cases are left out."""
         found: dict[str, ScanRecord] = {}
         with self._database.reading() as session:
-            for start in range(0, len(case_ids), _IDS_AT_ONCE):
-                some = Scan.case_id.in_(case_ids[start : start + _IDS_AT_ONCE])
+            for start in range(0, len(case_ids), IDS_AT_ONCE):
+                some = Scan.case_id.in_(case_ids[start : start + IDS_AT_ONCE])
                 rows = session.scalars(select(Scan).where(some, Scan.state != ScanState.SUPERSEDED))
                 found |= {row.case_id: scan_record(row) for row in rows}
         return found
@@ -247,8 +247,8 @@ class ScanQueries:
         """
         found: dict[int, str] = {}
         with self._database.reading() as session:
-            for start in range(0, len(scan_ids), _IDS_AT_ONCE):
-                some = scan_ids[start : start + _IDS_AT_ONCE]
+            for start in range(0, len(scan_ids), IDS_AT_ONCE):
+                some = scan_ids[start : start + IDS_AT_ONCE]
                 rows = session.execute(select(Scan.id, Scan.case_id).where(Scan.id.in_(some)))
                 found |= dict(rows.tuples().all())
         if unknown := [scan_id for scan_id in scan_ids if scan_id not in found]:

@@ -92,7 +92,7 @@ class Known:
             catalog.current_scans([case_id]),
             {case_id: held} if held else {},
             catalog.withdrawn_patients(),
-            catalog.no_longer_alike(),
+            catalog.no_longer_alike(case_id),
         )
 
 

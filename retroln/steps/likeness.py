@@ -16,6 +16,7 @@ from retroln.imaging.likeness import sketch, slice_digests
 from retroln.imaging.volume import Volume
 from retroln.settings import Settings
 from retroln.steps.entry import CaseEntry
+from retroln.steps.words import Words
 from retroln.steps.workspace import Workspace, open_catalog, open_workspace
 
 _UIDS = {"object": "00080018", "series": "0020000E", "study": "0020000D"}
@@ -123,12 +124,8 @@ def tell_apart(settings: Settings, case_ids: Sequence[str], reviewer: str, comme
         UserError: reviewer or comment is empty.
         NotFoundError, ConflictError: as `Catalog.rule_different`.
     """
-    if not (reviewer.strip() and comment.strip()):
-        raise UserError(
-            "a word on patients says who and why", got="an empty text", fix="give --reviewer and --comment"
-        )
-    catalog = open_workspace(settings).catalog
-    held = catalog.rule_different(case_ids, reviewer.strip(), comment.strip())
+    catalog, words = open_workspace(settings).catalog, Words(reviewer, comment).complete("patients")
+    held = catalog.rule_different(case_ids, words.reviewer, words.comment)
     for case_id in held:
         catalog.requeue(case_id)
     return held

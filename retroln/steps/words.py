@@ -18,11 +18,11 @@ class Words:
     reviewer: str
     comment: str
 
-    def complete(self) -> Words:
-        """The same without blanks around it. Raises `UserError` where who or why is missing."""
+    def complete(self, on: str = "landmarks") -> Words:
+        """The same without blanks around it. Raises `UserError` where who or why is missing, naming `on`."""
         if not (self.reviewer.strip() and self.comment.strip()):
             raise UserError(
-                "a word on landmarks says who and why",
+                f"a word on {on} says who and why",
                 expected="a reviewer and a comment",
                 got="an empty text",
                 fix="give both",
