@@ -8,6 +8,7 @@ key by its bytes: two spellings are two objects.
 from __future__ import annotations
 
 import hmac
+import re
 import unicodedata
 from base64 import b32encode
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ MAX_SHIFT_DAYS = 3650
 _NOBODY = (
     *("anon", "anonym", "anonymous", "anonymised", "anonymized", "de-identified", "deidentified", "removed"),
     *("n/a", "no-id", "noid", "none", "not-known", "null", "unknown", "unnamed"),
+    *("anonyme", "anonymisiert", "anonymous-patient", "no-name", "noname", "patient", "phantom", "test"),
+    *("test-patient", "unbekannt"),
 )
 _DIGITS = 16  # base 32: 80 bits, so two of a million names meet with a probability of 4e-13
 
@@ -34,7 +37,7 @@ def canonical(name: str) -> str:
 
 def names_nobody(name: str) -> bool:
     """Whether a patient's id is none, a word for none, or marks alone: many people's scans may bear it."""
-    word = name.strip().casefold().replace(" ", "-").replace("_", "-")
+    word = re.sub(r"[\s_^-]+", "-", name.casefold()).strip("-")
     return word in _NOBODY or not any(letter.isalnum() or not letter.isascii() for letter in word)
 
 

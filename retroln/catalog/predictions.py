@@ -172,7 +172,8 @@ class PredictionQueries:
             scans = tuple(scan_record(row) for row in session.scalars(chosen))
             if not scans:
                 raise NotFoundError(f"no case {case_id} in the catalog", fix="look at `retroln status`")
-            ids, current = [scan.scan_id for scan in scans], scans[-1]
+            ids = [scan.scan_id for scan in scans]
+            current = next(scan for scan in scans if scan.state is not ScanState.SUPERSEDED)
             events = session.scalars(
                 select(CaseEvent).where(CaseEvent.case_id == case_id).order_by(CaseEvent.id)
             )

@@ -464,6 +464,11 @@ class CaseHistory:
     datasets: tuple[str, ...]
 
     @property
+    def current(self) -> ScanRecord:
+        """The revision that is not superseded; the same bytes may have brought back an earlier one."""
+        return next(scan for scan in self.scans if scan.state is not ScanState.SUPERSEDED)
+
+    @property
     def clamped_sides(self) -> tuple[str, ...]:
         """Sides where the field of view ends before the region; () for landmarks that hold the case back."""
         used = self.landmarks is not None and self.landmarks.rung != "none"

@@ -33,7 +33,7 @@ from retroln.catalog.records import (
     WithdrawnItem,
     record_of,
 )
-from retroln.catalog.scans import move, scan_record
+from retroln.catalog.scans import move, scan_record, scan_row
 from retroln.catalog.states import TRANSITIONS, ScanState
 from retroln.errors import ConflictError, NotFoundError
 
@@ -131,10 +131,36 @@ class WithdrawalQueries:
         with self._database.writing() as session:
             if session.scalars(_withdrawal(patient_id)).first() is None:
                 raise ConflictError(f"patient {patient_id} has not been withdrawn")
-            for table, which in _derived(patient_id):
+            for table, which in _derived(_ids(patient_id)):
                 session.execute(delete(table).where(which))
             for scan in session.scalars(_scans(patient_id).with_for_update()):
-                _empty(session, scan)
+                _empty(session, scan, WITHDRAWN)
+
+    def unused_revisions(self, case_id: str, patient_id: str) -> list[ScanRecord]:
+        """Superseded revisions of a patient's case that are stored and in no dataset version."""
+        held = select(DatasetMember.scan_id).where(DatasetMember.scan_id == Scan.id).exists()
+        chosen = _scans(patient_id).where(
+            Scan.case_id == case_id, Scan.state == ScanState.SUPERSEDED, Scan.ct_key.is_not(None), ~held
+        )
+        with self._database.reading() as session:
+            return [scan_record(row) for row in session.scalars(chosen)]
+
+    def empty_revision(self, scan_id: int, reason: str) -> None:
+        """Delete what was derived from a superseded scan and leave it as a tombstone; `reason` says why.
+
+        Raises:
+            NotFoundError: no such scan.
+            ConflictError: it is not superseded.
+        """
+        with self._database.writing() as session:
+            scan = scan_row(session, scan_id, lock=True)
+            if scan.state != ScanState.SUPERSEDED:
+                raise ConflictError(
+                    f"scan {scan_id} of case {scan.case_id} is in use", expected="superseded", got=scan.state
+                )
+            for table, which in _derived(select(Scan.id).where(Scan.id == scan_id)):
+                session.execute(delete(table).where(which))
+            _empty(session, scan, reason)
 
     def scans_of_patient(self, patient_id: str) -> list[ScanRecord]:
         """Every revision of every case of a patient, oldest first."""
@@ -154,7 +180,7 @@ class WithdrawalQueries:
         )
         with self._database.reading() as session:
             counted = [
-                *((table, "deleted", _count(session, table, which)) for table, which in _derived(patient_id)),
+                *((table, "deleted", _count(session, table, which)) for table, which in _derived(ids)),
                 (Scan, "emptied", _count(session, Scan, *full)),
                 *((table, "kept", _count(session, table, which)) for table, which in kept),
             ]
@@ -235,10 +261,9 @@ def _ids(patient_id: str) -> Select[tuple[int]]:
 
 
 def _derived(
-    patient_id: str,
+    ids: Select[tuple[int]],
 ) -> list[tuple[type[Node | Prediction | Crop | Roi | Landmarks | HeldDelivery], ColumnElement[bool]]]:
-    """Tables whose rows go, in an order that no reference forbids, and which rows these are."""
-    ids = _ids(patient_id)
+    """Tables whose rows of these scans go, in an order that no reference forbids, and which rows."""
     predictions = select(Prediction.id).where(Prediction.scan_id.in_(ids))
     return [
         (Node, Node.prediction_id.in_(predictions)),
@@ -254,7 +279,7 @@ def _count(session: Session, table: type, *which: ColumnElement[bool]) -> int:
     return session.scalars(select(func.count()).select_from(table).where(*which)).one()
 
 
-def _empty(session: Session, scan: Scan) -> None:
+def _empty(session: Session, scan: Scan, reason: str) -> None:
     """Leave a tombstone; a superseded one gets an event of its own, since its state stays."""
     if scan.state == ScanState.SUPERSEDED and scan.source_fingerprint:
         session.add(
@@ -263,7 +288,7 @@ def _empty(session: Session, scan: Scan) -> None:
                 scan_id=scan.id,
                 from_state=scan.state,
                 to_state=scan.state,
-                reason=WITHDRAWN,
+                reason=reason,
             )
         )
     for name in _EMPTIED:

@@ -168,6 +168,27 @@ def _tell(ruled: Ruled) -> None:
 
 
 @review.command()
+@click.argument("case", callback=as_spelled)
+@_reviewer
+@_comment
+def retire(case: str, reviewer: str, comment: str) -> None:
+    """Say that CASE was taken in wrongly, as a CT that was filed under another patient.
+
+    What is stored and derived of it is deleted, unless a dataset version holds it, and the case is held as
+    `retired`. What the source delivers of it from now on, under whatever patient, is taken in as new.
+    """
+    from retroln.steps import retire as step
+
+    done = step.retire(Settings(), case, Words(reviewer, comment))
+    click.echo(f"{case} of patient {done.scan.patient_id} is retired: {len(done.deleted)} objects deleted")
+    for version in done.datasets:
+        click.echo(
+            f"dataset version {version[:16]} holds a scan of it, which stays stored; another patient's case"
+            " of the same image still needs `retroln review different`"
+        )
+
+
+@review.command()
 @click.argument("cases", nargs=-1, required=True, callback=as_spelled)
 @_reviewer
 @_comment

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import csv
 import shutil
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -170,20 +169,27 @@ def _bad_row(line: int, column: str, expected: str, got: str) -> InputError:
 
 
 def _merge_duplicates(entries: list[CaseEntry]) -> list[CaseEntry]:
-    counts = Counter(entry.case_id for entry in entries)
-    merged = {entry.case_id: entry for entry in reversed(entries)}
-    for case_id, count in counts.items():
-        if count > 1:
-            listed = sorted(entry.ct for entry in entries if entry.case_id == case_id)
-            problem = InputError(
-                f"case id {case_id} is listed {count} times",
-                reason="duplicate_case_id",
-                expected="every case id once",
-                got=", ".join(listed),
-                fix="give each scan a case id of its own",
-            )
-            merged[case_id] = replace(merged[case_id], problem=problem)
-    return list(merged.values())
+    listed: dict[str, list[CaseEntry]] = {}
+    for entry in entries:
+        listed.setdefault(entry.case_id, []).append(entry)
+    return [_merged(case_id, same) for case_id, same in listed.items()]
+
+
+def _merged(case_id: str, same: list[CaseEntry]) -> CaseEntry:
+    """The one case that is listed, or the first of several with what holds it."""
+    first, *others = same
+    if not others:
+        return first
+    keys = sorted(entry.ct for entry in same)
+    alike = len({spelled(key) for key in keys}) < len(set(keys))
+    problem = InputError(
+        f"case id {case_id} is listed {len(same)} times",
+        reason="duplicate_case_id",
+        expected="every case id once, in whatever spelling of Unicode",
+        got=", ".join(keys) + (", which are one name composed and decomposed" if alike else ""),
+        fix="keep one of the two spellings in the source" if alike else "give each scan a case id of its own",
+    )
+    return replace(first, problem=problem, twins=tuple(others))
 
 
 def _spelled(entry: CaseEntry) -> CaseEntry:

@@ -25,6 +25,7 @@ class CaseEntry:
         patient_id: "" when the DICOM headers are to say it.
         ct: key of an object, or of a folder (it ends in "/").
         series: SeriesInstanceUID or series number to use of a DICOM study, None to go by the rule.
+        twins: what else the source lists under the same case id; a case that has any has a problem.
     """
 
     case_id: str
@@ -35,6 +36,12 @@ class CaseEntry:
     mask: str | None = None
     problem: InputError | None = None
     series: str | None = None
+    twins: tuple[CaseEntry, ...] = ()
+
+    @property
+    def listed(self) -> tuple[CaseEntry, ...]:
+        """The case as often as the source lists it."""
+        return (self, *self.twins)
 
     @property
     def is_named_dicom(self) -> bool:

@@ -127,7 +127,7 @@ def _listed(workspace: Workspace, policy: Policy, patient_id: str) -> tuple[list
         entries = policy.list(workspace.source, workspace.settings)
     except UserError as error:
         return [], (f"the source could not be listed: {error}",)
-    return [entry for entry in entries if entry.patient_id == patient_id], ()
+    return [one for entry in entries for one in entry.listed if one.patient_id == patient_id], ()
 
 
 def _source(

@@ -104,6 +104,7 @@ class Policy:
     def entry(self, entry: CaseEntry) -> CaseEntry:
         """The entry under its name in here; keys stay the source's own, since they are still to be read."""
         ids = (entry.case_id, entry.patient_id)
+        entry = replace(entry, twins=tuple(self.entry(twin) for twin in entry.twins))
         if entry.case_id.startswith(UNNAMED):
             named = self.pseudonyms("a DICOM case without an id").case(entry.case_id)
             entry = replace(entry, case_id=named)

@@ -297,7 +297,7 @@ def _cautions(model: Champion, contract: Contract, history: CaseHistory) -> list
     found = [stand_in_caution(contract.stand_in)] if contract.stand_in else []
     found += case_cautions(history)
     patients = {member.patient_id for member in _trained_on(model)}
-    if history.scans[-1].patient_id in patients:
+    if history.current.patient_id in patients:
         found.append("The model was trained on another scan of this patient, which flatters its findings.")
     return found
 

@@ -209,9 +209,7 @@ def _known_bytes(
     """
     catalog = workspace.catalog
     same = (content.sha256, content.sha256_with_extras)
-    if current.source_sha256 in same:
-        if is_wanted_again(current, policy) or may_do_now(current):
-            return None
+    if current.source_sha256 in same and not (is_wanted_again(current, policy) or may_do_now(current)):
         catalog.touch_fingerprint(current.scan_id, arrival.fingerprint)
         return _own(workspace, current, run_id, outcome_of_unchanged(current))
     known = catalog.superseded_by_bytes(current.case_id, *same)
@@ -312,7 +310,8 @@ def _require_same_patient(entry: CaseEntry, current: ScanRecord | None) -> None:
             reason="patient_changed",
             expected=current.patient_id,
             got=entry.patient_id,
-            fix="give the new scan a case id of its own",
+            fix="give the new scan a case id of its own; if the earlier one was the wrong patient's, "
+            f"`retroln review retire {entry.case_id}`",
         )
 
 

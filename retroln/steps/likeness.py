@@ -65,8 +65,8 @@ def alike_error(entry: CaseEntry, found: Alike) -> InputError:
         file=entry.ct,
         expected="every image and every person under one patient id",
         got=f"patient {entry.patient_id} here, {found.patient_id} there, with {shared} in common",
-        fix=f"deliver both cases under one patient id, or one of them not at all;"
-        f" {_different(entry.case_id, found.case_id)}",
+        fix="deliver both cases under one patient id, or one of them not at all (if that one was filed"
+        f" wrongly, `retroln review retire {found.case_id}`); {_different(entry.case_id, found.case_id)}",
     )
 
 

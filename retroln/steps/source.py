@@ -43,8 +43,9 @@ def find(settings: Settings, pseudonym: str) -> list[str]:
     return found
 
 
-def _entries(workspace: Workspace, policy: Policy) -> tuple[CaseEntry, ...]:
-    return list_cases(workspace.source, workspace.settings.label_ids, any_id=policy.replaced)
+def _entries(workspace: Workspace, policy: Policy) -> Iterator[CaseEntry]:
+    for entry in list_cases(workspace.source, workspace.settings.label_ids, any_id=policy.replaced):
+        yield from entry.listed
 
 
 def _of_case(workspace: Workspace, policy: Policy, pseudonym: str) -> Iterator[str]:

@@ -119,7 +119,7 @@ def _remove(settings: Settings, patients: Sequence[str], reason: str, by: str, h
     scans = [scan for patient_id in patients for scan in catalog.scans_of_patient(patient_id)]
     held: list[Holdings] = []
     troubles: list[UserError] = []
-    with _in_hand(workspace, f"{hand}:{patients[0]}", scans):
+    with in_hand(workspace, f"{hand}:{patients[0]}", scans):
         for patient_id in patients:
             why = reason if patient_id == patients[0] else f"{reason} (the same person as {patients[0]})"
             catalog.begin_withdrawal(patient_id, why, by)
@@ -159,7 +159,7 @@ def _delete(store: ObjectStore, infos: Iterable[ObjectInfo]) -> list[RefusedErro
 
 
 @contextmanager
-def _in_hand(workspace: Workspace, owner: str, scans: Sequence[ScanRecord]) -> Iterator[None]:
+def in_hand(workspace: Workspace, owner: str, scans: Sequence[ScanRecord]) -> Iterator[None]:
     """Claim the patient's scans, so that no worker has one; a withdrawal that was cut off is in no way."""
     catalog = workspace.catalog
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 from collections.abc import Iterator
 from multiprocessing.synchronize import Barrier
@@ -14,7 +15,8 @@ from sqlalchemy.exc import DBAPIError
 from retroln.catalog.catalog import Catalog
 from retroln.catalog.likeness import AlikeError
 from retroln.catalog.records import Mark, ScanDraft
-from retroln.errors import WithdrawnError
+from retroln.catalog.states import ScanState
+from retroln.errors import ConflictError, WithdrawnError
 
 IMAGE = frozenset({Mark("slice", "1"), Mark("slice", "2"), Mark("person", "x")})
 
@@ -90,6 +92,19 @@ def test_marks_outlive_a_withdrawal(catalog: Catalog) -> None:
     assert found is not None and found.withdrawn
     with pytest.raises(WithdrawnError):
         catalog.add_scan(_draft("A"), None)
+
+
+def test_what_took_the_place_of_another_is_emptied_and_forgotten(catalog: Catalog) -> None:
+    catalog.add_scan(_draft("A"), None)
+    with pytest.raises(ConflictError, match="scan 1 of case A is in use"):
+        catalog.empty_revision(1, "retired")
+    held = dataclasses.replace(_draft("A", frozenset()), ct_key=None, state=ScanState.QUARANTINED)
+    catalog.add_scan(held, None)
+    assert [one.scan_id for one in catalog.unused_revisions("A", "PA")] == [1]
+    assert catalog.unused_revisions("A", "PB") == []
+    catalog.empty_revision(1, "retired")
+    assert (catalog.scan(1).ct_key, catalog.unused_revisions("A", "PA")) == (None, [])
+    assert catalog.add_scan(_draft("B"), None).patient_id == "PB"
 
 
 @pytest.mark.parametrize(

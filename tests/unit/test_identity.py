@@ -12,6 +12,7 @@ from retroln.errors import InputError, NotFoundError, SettingsError, Unavailable
 from retroln.settings import Settings
 from retroln.steps.cohort import list_cases, parts_of
 from retroln.steps.entry import CaseEntry
+from retroln.steps.holdings import survey
 from retroln.steps.identity import Policy
 from retroln.steps.source import find
 from retroln.storage.base import ObjectStore
@@ -172,6 +173,18 @@ def test_a_case_composed_and_decomposed_is_listed_twice(source: ObjectStore, set
     (entry,) = Policy.of(settings).list(source, settings)
     assert entry.problem is not None and entry.problem.reason == "duplicate_case_id"
     assert not any(name in str(entry.problem) for name in (COMPOSED, DECOMPOSED))
+    assert "keep one of the two spellings" in str(entry.problem)
+    keys = sorted([f"P/{COMPOSED}/ct.nii.gz", f"P/{DECOMPOSED}/ct.nii.gz"])
+    assert sorted(find(settings, entry.case_id)) == sorted(find(settings, entry.patient_id)) == keys
+
+
+def test_who_shares_a_case_id_with_another_is_found_all_the_same(
+    source: ObjectStore, settings: Settings
+) -> None:
+    _put(source, "P1/SAME/ct.nii.gz", "P2/SAME/ct.nii.gz")
+    for patient in ("P1", "P2"):
+        found = survey(settings, patient)
+        assert (found.cases, found.source) == (("SAME",), (f"{patient}/SAME/ct.nii.gz",))
 
 
 def test_messages_are_cleaned_of_either_spelling(settings: Settings) -> None:

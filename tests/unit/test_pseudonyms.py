@@ -94,12 +94,29 @@ def test_names_that_look_alike_stay_apart(other: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["", " ", "Anonymous", "UNKNOWN", "No ID", "n/a", "--", "De-Identified", "^"]
+    "name",
+    [
+        "",
+        " ",
+        "Anonymous",
+        "UNKNOWN",
+        "No ID",
+        "n/a",
+        "--",
+        "De-Identified",
+        "^",
+        "Anonymous^",
+        "ANON^^",
+        "Test  Patient",
+    ],
 )
 def test_a_word_for_no_id_names_nobody(name: str) -> None:
     assert names_nobody(name)
 
 
-@pytest.mark.parametrize("name", ["0", "P", "x1", "NA", "Nemo", "anonymous-7", "\u5f20\u4f1f", "M\udcfcller"])
+@pytest.mark.parametrize(
+    "name",
+    ["0", "P", "x1", "NA", "Nemo", "anonymous-7", "PATIENT_7", "tester", "\u5f20\u4f1f", "M\udcfcller"],
+)
 def test_an_id_names_somebody(name: str) -> None:
     assert not names_nobody(name)
