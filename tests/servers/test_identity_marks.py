@@ -98,7 +98,7 @@ def test_what_took_the_place_of_another_is_emptied_and_forgotten(catalog: Catalo
     catalog.add_scan(_draft("A"), None)
     with pytest.raises(ConflictError, match="scan 1 of case A is in use"):
         catalog.empty_revision(1, "retired")
-    held = dataclasses.replace(_draft("A", frozenset()), ct_key=None, state=ScanState.QUARANTINED)
+    held = dataclasses.replace(_draft("A", frozenset()), ct_key=None, state=ScanState.QUARANTINED, reason="x")
     catalog.add_scan(held, None)
     assert [one.scan_id for one in catalog.unused_revisions("A", "PA")] == [1]
     assert catalog.unused_revisions("A", "PB") == []
