@@ -53,7 +53,7 @@ def retire(settings: Settings, case_id: str, words: Words) -> Retired:
         raise NotFoundError(f"no case {case_id} in the catalog", fix="look at `retroln status`")
     with in_hand(workspace, f"retire:{case_id}", [scan]):
         if scan.reason != RETIRED:
-            scan = _hold(workspace, scan, f"{said.reviewer}: {said.comment}")
+            scan = _hold(workspace, scan, f"retired by {said.reviewer}: {said.comment}")
         deleted = tuple(_empty(workspace, scan))
     return Retired(scan, deleted, catalog.case_history(case_id).datasets)
 

@@ -87,7 +87,9 @@ def test_a_retired_case_stays_held_until_it_is_requeued(
     (folder / "ct.nii.gz").touch()
     for _ in range(2):
         outcome = ingest_all(settings)["CASE"]
-        assert outcome == CaseOutcome("CASE", Outcome.QUARANTINED, "retired", "Dr A: it is Mrs B's")
+        assert outcome == CaseOutcome(
+            "CASE", Outcome.QUARANTINED, "retired", "retired by Dr A: it is Mrs B's"
+        )
     catalog.requeue("CASE")
     assert ingest_all(settings)["CASE"] == CaseOutcome("CASE", Outcome.DONE)
     assert [one.state.value for one in catalog.case_history("CASE").scans] == [
@@ -148,4 +150,4 @@ def test_the_shell_says_what_became_of_it(
     said = CliRunner().invoke(cli, ["review", "retire", "CASE", *words]).output
     assert "CASE of patient PAT-A is retired: 0 objects deleted" in said
     assert "dataset version v holds a scan of it" in said
-    assert "Dr A: it is Mrs B's" in CliRunner().invoke(cli, ["status", "CASE"]).output
+    assert "retired by Dr A: it is Mrs B's" in CliRunner().invoke(cli, ["status", "CASE"]).output
