@@ -21,6 +21,7 @@ from retroln.catalog.likeness import (
     linked,
     lock_identities,
     marks_of,
+    replaced_copies,
 )
 from retroln.catalog.models import DatasetMember, HeldDelivery, IdentityMark, IdentityRuling, Scan
 from retroln.catalog.records import Alike, Mark, ScanRecord
@@ -52,6 +53,14 @@ class IdentityQueries:
         """
         with self._database.reading() as session:
             return linked(session, patient_id)
+
+    def replaced_copies(self, patient_id: str) -> list[ScanRecord]:
+        """Scans of other patients that show an image of this one's, and that another took the place of.
+
+        A withdrawal of the patient empties them; those of a dataset version are not among them.
+        """
+        with self._database.reading() as session:
+            return [scan_record(row) for row in replaced_copies(session, patient_id)]
 
     def no_longer_alike(self, case_id: str | None = None) -> frozenset[str]:
         """Cases that are held for their likeness, without a CT stored, to what is not in use any more.

@@ -70,8 +70,35 @@ def linked(session: Session, patient_id: str) -> list[Alike]:
     """For each other patient who has not withdrawn the stored scan that shares most with this patient's.
 
     The patient's side are scans of which a CT is stored, superseded ones too, and cases that are held now.
-    A pair that a person told apart is in it and says so.
+    A pair that a person told apart is in it and says so, unless all that they share are `replaced_copies`.
     """
+    apart = told_apart(session, patient_id)
+    found: dict[str, Alike] = {}
+    for scan, shared in _of_others(session, patient_id):
+        one = _alike(scan, shared, told_apart=scan.patient_id in apart)
+        if one.told_apart and is_replaced(session, scan):
+            continue
+        found[scan.patient_id] = max(found.get(scan.patient_id, one), one, key=_weight)
+    return [found[other] for other in sorted(found)]
+
+
+def replaced_copies(session: Session, patient_id: str) -> list[Scan]:
+    """Scans of other patients that show an image of this one's, and whose place another took."""
+    return [
+        scan
+        for scan, shared in _of_others(session, patient_id)
+        if IMAGE & shared.keys() and is_replaced(session, scan)
+    ]
+
+
+def is_replaced(session: Session, scan: Scan) -> bool:
+    """Whether another scan took the place of this one, and no dataset version holds it."""
+    held = select(DatasetMember.scan_id).where(DatasetMember.scan_id == scan.id)
+    return scan.state == ScanState.SUPERSEDED and session.scalars(held).first() is None
+
+
+def _of_others(session: Session, patient_id: str) -> list[tuple[Scan, Counter[str]]]:
+    """Stored scans of others who have not withdrawn that share marks with a patient's, and how many."""
     own = _marks().join(Scan, Scan.id == IdentityMark.scan_id)
     own = own.where(
         Scan.patient_id == patient_id, or_(Scan.ct_key.is_not(None), Scan.state != ScanState.SUPERSEDED)
@@ -79,12 +106,7 @@ def linked(session: Session, patient_id: str) -> list[Alike]:
     marks = {Mark(kind, value) for kind, value in session.execute(own).tuples()}
     withdrawn = select(Withdrawal.patient_id)
     others = (Scan.patient_id != patient_id, Scan.ct_key.is_not(None), Scan.patient_id.not_in(withdrawn))
-    apart = told_apart(session, patient_id)
-    found: dict[str, Alike] = {}
-    for scan, shared in _shared(session, marks, *others):
-        one = _alike(scan, shared, told_apart=scan.patient_id in apart)
-        found[scan.patient_id] = max(found.get(scan.patient_id, one), one, key=_weight)
-    return [found[other] for other in sorted(found)]
+    return _shared(session, marks, *others)
 
 
 def told_apart(session: Session, patient_id: str) -> frozenset[str]:

@@ -81,6 +81,10 @@ def _tell(found: Holdings) -> None:
     click.echo(f"patient {found.patient_id}, cases: {', '.join(found.cases) or 'none'}")
     _list("stored objects, deleted", (f"{info.key} ({info.size_bytes} bytes)" for info in found.objects))
     _list("rows of the catalog", (f"{row.name}: {row.detail} {row.action}" for row in found.rows))
+    _list(
+        "earlier scans of others that show the same image, emptied",
+        (f"case {one.case_id}, revision {one.revision}, of {one.patient_id}" for one in found.copies),
+    )
     _list("dataset versions, tombstoned", found.datasets)
     _list("folders on this machine, deleted", (str(path) for path in found.caches))
     _list("artifacts in MLflow, rows taken out", (f"run {one.run_id}: {one.path}" for one in found.traces))

@@ -99,6 +99,14 @@ def objects_below(
         yield from (info for info in workspace.store.list(prefix) if ownership.has(info.key))
 
 
+def objects_of(workspace: Workspace, scan: ScanRecord) -> Iterator[ObjectInfo]:
+    """Everything that is stored of one revision, results included."""
+    for prefix in (f"scans/{scan.case_id}/", f"crops/{scan.case_id}/", "predictions/"):
+        for info in workspace.store.list(prefix):
+            if place_of(info.key) == (scan.case_id, source_of(scan)):
+                yield info
+
+
 def remove(workspace: Workspace, patient_id: str, infos: Iterable[ObjectInfo]) -> int:
     """Note objects in the patient's withdrawal, then delete them; returns how many.
 

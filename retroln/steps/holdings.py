@@ -10,7 +10,7 @@ from retroln.catalog.records import Alike, ScanRecord, WithdrawalRecord, Withdra
 from retroln.errors import InputError, IntegrityError, UserError
 from retroln.settings import Settings
 from retroln.steps import champion
-from retroln.steps.case_objects import SHORT, Ownership, cases_of, objects_below
+from retroln.steps.case_objects import SHORT, Ownership, cases_of, objects_below, objects_of
 from retroln.steps.entry import CaseEntry
 from retroln.steps.identity import Policy
 from retroln.steps.promote import DATASET_TAG
@@ -45,6 +45,7 @@ class Holdings:
         cases: the patient's case ids.
         source: keys that the source still holds, or their pseudonyms; RetroLN never writes there.
         objects: stored objects to delete, dataset manifests and training folders included.
+        copies: replaced scans of other patients that show an image of this one's; to be emptied, too.
         rows: rows per table, and what a withdrawal does with them.
         datasets: dataset versions that the patient is in.
         versions: model versions trained or tested on these.
@@ -60,6 +61,7 @@ class Holdings:
     cases: tuple[str, ...]
     source: tuple[str, ...]
     objects: tuple[ObjectInfo, ...]
+    copies: tuple[ScanRecord, ...]
     rows: tuple[WithdrawnItem, ...]
     datasets: tuple[str, ...]
     versions: tuple[HoldingVersion, ...]
@@ -80,6 +82,7 @@ class Holdings:
             *(WithdrawnItem("source", key, "named") for key in self.source),
             *(WithdrawnItem("object", info.key, "deleted") for info in self.objects),
             *self.rows,
+            *(WithdrawnItem("row", f"scans {one.scan_id}", "emptied") for one in self.copies),
             *(WithdrawnItem("dataset", version, "tombstoned") for version in self.datasets),
             *(WithdrawnItem("artifact", f"{one.run_id}/{one.path}", "redacted") for one in self.traces),
             *(WithdrawnItem("version", str(v.version), "marked", "+".join(v.roles)) for v in self.versions),
@@ -104,12 +107,15 @@ def survey(settings: Settings, patient_id: str) -> Holdings:
     cases = tuple(dict.fromkeys([*cases_of(catalog, patient_id), *(one.case_id for one in entries)]))
     runs = [run for version in roles for run in traces.runs_tagged(settings, DATASET_TAG, version)]
     named, unread = _traces(settings, patient_id, runs)
+    copies = tuple(catalog.replaced_copies(patient_id))
+    of_copies = (info for scan in copies for info in objects_of(workspace, scan))
     return Holdings(
         patient_id=patient_id,
         withdrawal=catalog.withdrawal_of(patient_id),
         cases=cases,
         source=_source(workspace, policy, scans, entries),
-        objects=tuple(_objects(workspace, patient_id, cases, tuple(roles))),
+        objects=(*_objects(workspace, patient_id, cases, tuple(roles)), *of_copies),
+        copies=copies,
         rows=catalog.rows_to_withdraw(patient_id),
         datasets=tuple(roles),
         versions=_versions(workspace, roles) if roles else (),

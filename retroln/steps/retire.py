@@ -9,7 +9,7 @@ from retroln.catalog.records import ScanDraft, ScanRecord
 from retroln.catalog.states import ScanState
 from retroln.errors import NotFoundError
 from retroln.settings import Settings
-from retroln.steps.case_objects import place_of, source_of
+from retroln.steps.case_objects import objects_of
 from retroln.steps.withdraw import in_hand
 from retroln.steps.words import Words
 from retroln.steps.workspace import Workspace, open_workspace
@@ -80,9 +80,7 @@ def _hold(workspace: Workspace, scan: ScanRecord, why: str) -> ScanRecord:
 def _empty(workspace: Workspace, scan: ScanRecord) -> Iterator[str]:
     """Delete the earlier revisions, objects first; their keys."""
     for one in workspace.catalog.unused_revisions(scan.case_id, scan.patient_id):
-        for prefix in (f"scans/{one.case_id}/", f"crops/{one.case_id}/", "predictions/"):
-            for info in list(workspace.store.list(prefix)):
-                if place_of(info.key) == (one.case_id, source_of(one)):
-                    workspace.store.delete(info.key)
-                    yield info.key
+        for info in list(objects_of(workspace, one)):
+            workspace.store.delete(info.key)
+            yield info.key
         workspace.catalog.empty_revision(one.scan_id, RETIRED)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from retroln.catalog.catalog import Catalog
+from retroln.catalog.consent import WITHDRAWN
 from retroln.catalog.records import Alike, ScanRecord, WithdrawnItem
 from retroln.errors import ConflictError, IntegrityError, NotFoundError, RefusedError, UserError
 from retroln.settings import Settings
@@ -136,6 +137,8 @@ def _empty(settings: Settings, workspace: Workspace, found: Holdings) -> list[Us
     catalog = workspace.catalog
     catalog.note_withdrawn(found.patient_id, found.items())
     troubles: list[UserError] = [*_delete(workspace.store, found.objects)]
+    for scan in found.copies:
+        catalog.empty_revision(scan.scan_id, WITHDRAWN)
     catalog.empty_withdrawn(found.patient_id)
     for path in found.caches:
         shutil.rmtree(path)

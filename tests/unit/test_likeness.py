@@ -257,6 +257,27 @@ class TestWhatIsMended:
         assert catalog.held_deliveries() == []
         assert {scan.revision for scan in catalog.scans()} == {2}
 
+    def test_what_lay_swapped_for_a_night_goes_with_its_patient(
+        self, keyed: Settings, catalog: Catalog, tmp_path: Path, phantom: Phantom
+    ) -> None:
+        folders = [tmp_path / "source" / f"PAT-{name}" / name for name in ("A", "B")]
+        for made in ((_other(), phantom), (phantom, _other())):
+            for folder, one in zip(folders, made, strict=True):
+                write_case(folder, one, own=False)
+            for _ in range(3):
+                ingest_all(keyed)
+        with pytest.raises(ConflictError, match="may be here under other ids"):
+            withdraw.withdraw(keyed, "PAT-A", **WORDS)
+        likeness.tell_apart(keyed, ["A", "B"], *SAID)
+        withdraw.withdraw(keyed, "PAT-A", **WORDS)
+        (left,) = {info.key.split("/")[2] for info in open_workspace(keyed).store.list("scans/")}
+        history = catalog.case_history("B")
+        assert str(history.current.source_sha256).startswith(left)
+        assert [(one.state.value, one.ct_key is None) for one in history.scans] == [
+            ("superseded", True),
+            ("ingested", False),
+        ]
+
     def test_a_person_is_told_through_a_held_case(
         self, keyed: Settings, catalog: Catalog, tmp_path: Path
     ) -> None:
