@@ -198,9 +198,15 @@ def different(cases: tuple[str, ...], reviewer: str, comment: str) -> None:
     For cases held as same_image or same_person: name the held case and the one that its message names. From
     then on their patients are trained on, tested on and withdrawn apart.
     """
-    from retroln.steps.likeness import tell_apart
+    from retroln.steps.likeness import tell_apart, unlike
 
-    held = tell_apart(Settings(), cases, reviewer, comment)
+    settings = Settings()
+    strangers = unlike(settings, cases)
+    held = tell_apart(settings, cases, reviewer, comment)
     click.echo(f"noted: {', '.join(cases)} are of different people")
+    for one, other in strangers:
+        click.echo(
+            f"nothing is known that {one} and {other} have in common; check that these are the ids meant"
+        )
     for case in held:
         click.echo(f"{case} was held for it; the next run takes it up")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
+from itertools import combinations
 from typing import Any
 
 from retroln.catalog.consent import WITHDRAWN
-from retroln.catalog.likeness import SAME_IMAGE, SAME_PERSON
+from retroln.catalog.likeness import REASONS, SAME_IMAGE, SAME_PERSON
 from retroln.catalog.records import Alike, Mark, ScanRecord
 from retroln.errors import InputError, UserError
 from retroln.imaging import nifti
@@ -115,6 +116,20 @@ def _stored_marks(workspace: Workspace, scan: ScanRecord) -> frozenset[Mark]:
     record = json.loads(workspace.store.get_bytes(scan.series_key)) if scan.series_key else None
     persons = {scan.patient_id} if workspace.settings.identity == "pseudonym" else set()
     return marks_of(ct, record, persons)
+
+
+def unlike(settings: Settings, case_ids: Sequence[str]) -> list[tuple[str, str]]:
+    """Pairs of these cases of which nothing is known that they have in common: perhaps an id is mistyped."""
+    catalog = open_workspace(settings).catalog
+    scans = sorted(catalog.current_scans(case_ids).values(), key=lambda scan: scan.case_id)
+    alike = {pair[:2] for pair in catalog.members_alike([scan.scan_id for scan in scans])}
+    held = {one.case_id for one in catalog.held_deliveries() if one.reason in REASONS}
+    return [
+        (one.case_id, other.case_id)
+        for one, other in combinations(scans, 2)
+        if (min(one.patient_id, other.patient_id), max(one.patient_id, other.patient_id)) not in alike
+        and held.isdisjoint((one.case_id, other.case_id))
+    ]
 
 
 def tell_apart(settings: Settings, case_ids: Sequence[str], reviewer: str, comment: str) -> list[str]:

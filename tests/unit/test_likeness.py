@@ -212,7 +212,9 @@ class TestWithdrawals:
             withdraw.withdraw(keyed, "PAT-B", also=["PAT-A"], **WORDS)
         assert catalog.withdrawn_patients() == {"PAT-A", "PAT-B"}
 
-    def test_the_shell_asks_for_the_word(self, keyed: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_shell_asks_for_the_word(
+        self, keyed: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         for name in ("SOURCE_URI", "STORE_URI", "CATALOG_URL", "MLFLOW_URI"):
             monkeypatch.setenv(f"RETROLN_{name}", getattr(keyed, name.lower()))
         said = CliRunner().invoke(cli, ["withdraw", "PAT-B", "--dry-run"]).output
@@ -223,6 +225,10 @@ class TestWithdrawals:
         words = ["--reviewer", SAID[0], "--comment", SAID[1]]
         said = CliRunner().invoke(cli, ["review", "different", "B", "A", *words]).output
         assert said == "noted: B, A are of different people\nB was held for it; the next run takes it up\n"
+        write_case(tmp_path / "source" / "PAT-C" / "C", _other(), own=False)
+        ingest_all(keyed)
+        said = CliRunner().invoke(cli, ["review", "different", "C", "A", *words]).output
+        assert "nothing is known that A and C have in common" in said
         assert "MAY BE" not in CliRunner().invoke(cli, ["withdraw", "PAT-B", "--dry-run"]).output
 
 
