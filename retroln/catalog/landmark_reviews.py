@@ -17,7 +17,7 @@ from retroln.catalog.records import (
     ScanRecord,
     record_of,
 )
-from retroln.catalog.scans import clean, move, of_same_imaging, scan_record, scan_row
+from retroln.catalog.scans import clean, move, note, of_same_imaging, scan_record, scan_row
 from retroln.catalog.states import ScanState
 from retroln.errors import ConflictError
 
@@ -99,7 +99,8 @@ class LandmarkReviewQueries:
 
         Raises:
             NotFoundError: no such scan.
-            ConflictError: the scan is not held for its landmarks (nor, for a correction, prepared).
+            ConflictError: the scan is not held for its landmarks, nor waits for prepare under an earlier
+                word of the same reviewer (nor, for a correction, is prepared).
             WithdrawnError: the patient withdrew.
         """
         with self._database.writing() as session:
@@ -108,7 +109,7 @@ class LandmarkReviewQueries:
             row = session.scalars(_latest(scan)).first()
             repeated = row is not None and _says_the_same(row, draft)
             if row is None or not repeated or scan.state == ScanState.QUARANTINED:
-                _require_reviewable(scan, draft)
+                _require_reviewable(scan, draft, row)
             if row is None or not repeated:
                 row = _row_of(scan, draft)
                 session.add(row)
@@ -117,7 +118,10 @@ class LandmarkReviewQueries:
             scan.vertebrae_key = draft.vertebrae_key or scan.vertebrae_key
             scan.predicted_model, scan.predicted_version = "", 0
             detail = f"{draft.action} by {draft.reviewer}: {draft.comment}"
-            move(session, scan, ScanState.INGESTED, None, reason=REVIEWED, detail=detail)
+            if scan.state == ScanState.INGESTED:
+                note(session, scan, ScanState.INGESTED, None, reason=REVIEWED, detail=detail)
+            else:
+                move(session, scan, ScanState.INGESTED, None, reason=REVIEWED, detail=detail)
             session.flush()
             return _record(row)
 
@@ -155,7 +159,10 @@ def _least_trusted_first(held: Held) -> tuple[float, str]:
     return (found.confidence if found and found.confidence is not None else 0.0), scan.case_id
 
 
-def _require_reviewable(scan: Scan, draft: LandmarkReviewDraft) -> None:
+def _require_reviewable(scan: Scan, draft: LandmarkReviewDraft, spoken: LandmarkReview | None) -> None:
+    if spoken and scan.state == ScanState.INGESTED:
+        _require_own(scan, draft, spoken)
+        return
     held = scan.state == ScanState.QUARANTINED and scan.reason in LANDMARK_REASONS
     if scan.ct_key and (held or (draft.action == "correct" and scan.state == ScanState.PREPARED)):
         return
@@ -166,6 +173,17 @@ def _require_reviewable(scan: Scan, draft: LandmarkReviewDraft) -> None:
         got=f"{scan.state}" + (f" ({scan.reason})" if scan.reason else ""),
         fix="look at `retroln review list`",
     )
+
+
+def _require_own(scan: Scan, draft: LandmarkReviewDraft, spoken: LandmarkReview) -> None:
+    """Let nobody but who spoke last replace a word that waits for prepare still."""
+    if spoken.reviewer != clean(draft.reviewer):
+        raise ConflictError(
+            f"somebody else spoke of case {scan.case_id} already",
+            expected=f"a second word from {spoken.reviewer}, or none before prepare has gone by the first",
+            got=f"one from {draft.reviewer}",
+            fix="talk to each other; after the next `retroln prepare` anybody may correct the case",
+        )
 
 
 def _row_of(scan: Scan, draft: LandmarkReviewDraft) -> LandmarkReview:

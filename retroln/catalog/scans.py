@@ -103,7 +103,7 @@ class ScanQueries:
             session.flush()
             row.vertebrae_key = _labels_seen(session, row) or row.vertebrae_key
             add_marks(session, row.id, draft.marks)
-            _note(session, row, None, run_id)
+            note(session, row, None, run_id)
             session.execute(delete(Intake).where(*intake_of(draft)))
             return scan_record(row)
 
@@ -312,7 +312,7 @@ def move(
     row.state = after
     if after is not ScanState.SUPERSEDED:  # a superseded row keeps why it was held back
         row.reason, row.detail = reason, clean(detail)
-    _note(session, row, before, run_id, reason=reason, detail=detail)
+    note(session, row, before, run_id, reason=reason, detail=detail)
 
 
 def _supersede(session: Session, current: Scan, run_id: int | None) -> None:
@@ -352,13 +352,14 @@ def _after_requeue(session: Session, row: Scan) -> ScanState:
     return state_after_requeue(has_ct=row.ct_key is not None, has_crop=has_crop)
 
 
-def _note(
+def note(
     session: Session,
     row: Scan,
     before: ScanState | None,
     run_id: int | None,
     **why: str | None,
 ) -> None:
+    """Write the event of a row that is in its state; without `why` the row's own reason and detail."""
     session.add(
         CaseEvent(
             case_id=row.case_id,

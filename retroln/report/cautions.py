@@ -66,10 +66,12 @@ def cautions(landmarks: Judged, clamped_sides: Sequence[str] = ()) -> list[str]:
         clamped_sides: sides of the region where the field of view ends before it does.
     """
     codes = {finding.split(":", 1)[0] for finding in landmarks.findings}
-    found = [UNANCHORED] if "unanchored" in codes or not landmarks.anchored else []
+    absent = [_text(one).split()[0] for one in landmarks.findings if one.startswith("absent:")]
+    has_levels = len(absent) < len(REGION_LEVELS)
+    found = [UNANCHORED] if has_levels and ("unanchored" in codes or not landmarks.anchored) else []
     if sides := short_sides(landmarks.truncated, clamped_sides):
         found.append(f"Cut short at: {', '.join(sides)}.")
-    if absent := [_text(one).split()[0] for one in landmarks.findings if one.startswith("absent:")]:
+    if absent:
         found.append(f"Not labelled: {', '.join(absent)}.")
     return [*found, *_in_words(landmarks.findings)]
 
@@ -90,8 +92,10 @@ def recorded_cautions(record: Mapping[str, Any]) -> list[str]:
 def short_sides(truncated: Sequence[str], clamped_sides: Sequence[str]) -> list[str]:
     """Sides where the region ends before its definition does, above and below with the levels concerned.
 
-    A side is short where the scan is over, or where the levels towards it are cut or missing.
+    A side is short where the scan is over, or where the levels towards it are cut or missing. Where every
+    level is missing there is no region that could be short of them.
     """
+    truncated = () if set(REGION_LEVELS) <= set(truncated) else truncated
     missing = {
         "superior": list(takewhile(truncated.__contains__, REGION_LEVELS)),
         "inferior": list(takewhile(truncated.__contains__, reversed(REGION_LEVELS)))[::-1],

@@ -5,13 +5,14 @@ Capitals in the fixed names do not matter.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from retroln.endings import DICOM, NIFTI, ZIP, ambiguous, by_small_letters, has_ending
 from retroln.errors import InputError
 from retroln.settings import LabelScheme
 from retroln.steps.entry import UNKNOWN, CaseEntry, is_id
+from retroln.steps.folder_listing import shown
 from retroln.storage.base import ObjectInfo
 
 _DICOM_FOLDER = "dicom"
@@ -41,8 +42,8 @@ def from_keys(infos: Iterable[ObjectInfo], default: LabelScheme, any_id: bool) -
         for (patient, case), names in cases.items()
         if not (patient in bare and case.lower() in _PARTS)
     ]
-    listed += [_misplaced(key, default) for key in _together(loose, bare)]
-    return listed if any_id else [_with_usable_ids(entry) for entry in listed]
+    listed = listed if any_id else [_with_usable_ids(entry) for entry in listed]
+    return listed + [_misplaced(key, default) for key in _together(loose, bare)]
 
 
 def _dicom_folders(cases: dict[tuple[str, str], set[str]]) -> dict[str, set[str]]:
@@ -91,27 +92,41 @@ def _misplaced(key: str, default: LabelScheme) -> CaseEntry:
 
 def _from_folder(patient: str, case: str, base: str, names: set[str], default: LabelScheme) -> CaseEntry:
     spelt = by_small_letters(names)
-    twice = [several for name, several in spelt.items() if name in _PARTS and len(several) > 1]
 
     def part(candidates: tuple[str, ...]) -> str | None:
         wanted = next((name for name in candidates if name.rstrip("/") in spelt), None)
         return wanted and base + spelt[wanted.rstrip("/")][0] + "/" * wanted.endswith("/")
 
+    ct = part(_CT_PARTS)
     return CaseEntry(
         case_id=case,
         patient_id=patient,
-        ct=part(_CT_PARTS) or base + "ct.nii.gz",
+        ct=ct or base + "ct.nii.gz",
         vertebrae=part(_VERTEBRAE_PARTS),
         label_ids=default,
         mask=part(_MASK_PARTS),
-        problem=ambiguous(twice[0], base) if twice else None,
+        problem=_spelt_twice(base, spelt) or (None if ct else _no_ct(base, sorted(names))),
+    )
+
+
+def _spelt_twice(base: str, spelt: Mapping[str, list[str]]) -> InputError | None:
+    twice = [several for name, several in spelt.items() if name in _PARTS and len(several) > 1]
+    return ambiguous(twice[0], base) if twice else None
+
+
+def _no_ct(base: str, names: list[str]) -> InputError:
+    return InputError(
+        "the case has no CT",
+        reason="missing_object",
+        file=base + "ct.nii.gz",
+        expected=", ".join(_CT_PARTS),
+        got=shown(names),
+        fix="upload the CT under one of these names, or rename it; or write cases.csv",
     )
 
 
 def _with_usable_ids(entry: CaseEntry) -> CaseEntry:
     """The entry, with a problem if a folder's name cannot be an id."""
-    if entry.problem:
-        return entry
     names = [name for name in (entry.patient_id, entry.case_id) if name]
     unusable = [name for name in names if not is_id(name)]
     return replace(entry, problem=_bad_name("/".join(names) + "/", unusable[0])) if unusable else entry

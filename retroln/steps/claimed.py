@@ -6,8 +6,8 @@ import logging
 import os
 import socket
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Generic, NamedTuple, Protocol, TypeVar
@@ -21,7 +21,7 @@ from retroln.settings import Settings
 from retroln.steps.cases import OnOutcome, guarded, run_cases
 from retroln.steps.leases import renewed
 from retroln.steps.outages import riding_out
-from retroln.steps.workspace import open_workspace
+from retroln.steps.workspace import Workspace, open_workspace
 
 CLAIMED = "claimed"
 DONE_ELSEWHERE = "done_elsewhere"
@@ -234,3 +234,31 @@ def run_claimed(
 def this_process() -> str:
     """This process's name among the workers."""
     return f"{socket.gethostname()}:{os.getpid()}"
+
+
+@contextmanager
+def in_hand(workspace: Workspace, owner: str, scans: Sequence[ScanRecord]) -> Iterator[None]:
+    """Have scans in hand, so that no worker takes one, until the block ends; one's own claims are in no way.
+
+    Raises:
+        ConflictError: a worker has one of them.
+    """
+    catalog = workspace.catalog
+    try:
+        for scan in scans:
+            if not catalog.claim(scan.scan_id, owner, workspace.settings.lease_s):
+                raise _worked_on(catalog, scan)
+        yield
+    finally:
+        for scan in scans:
+            catalog.release(scan.scan_id, owner)
+
+
+def _worked_on(catalog: Catalog, scan: ScanRecord) -> ConflictError:
+    claim = next((one for one in catalog.claims() if one.scan_id == scan.scan_id), None)
+    return ConflictError(
+        f"a worker has case {scan.case_id} in hand",
+        expected="no live claim on the scan",
+        got=f"{claim.owner} until {claim.expires_at:%Y-%m-%d %H:%M:%S} UTC" if claim else "a claim",
+        fix="nothing was changed; try again when the worker is done or its lease has ended",
+    )

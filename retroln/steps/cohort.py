@@ -253,6 +253,6 @@ def _missing(key: str) -> InputError:
         reason="missing_object",
         file=key,
         expected="an existing object",
-        got="nothing",
-        fix=f"upload it or correct the listing{spelling}",
+        got="nothing, or a link that leads nowhere",
+        fix=f"upload it, or correct the path in {CASES_FILE} or the link{spelling}",
     )

@@ -30,8 +30,8 @@ _LAYOUT = re.compile(
 )
 _SHORTEST_NAME = 3  # a shorter part of a key names nobody, and would be found in every message
 _HIDDEN = "[hidden]"
-# what they got quotes the listing, other cases' lines too, or spells a name's letters otherwise
-_QUOTING = ("bad_row", "duplicate_case_id", "unsafe_key")
+# what they got quotes the listing, other cases' lines and files too, or spells a name's letters otherwise
+_QUOTING = ("bad_row", "duplicate_case_id", "missing_object", "unsafe_key")
 
 Error = TypeVar("Error", bound=UserError)
 

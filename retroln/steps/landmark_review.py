@@ -31,6 +31,7 @@ from retroln.report.cautions import case_cautions, cautions
 from retroln.settings import LabelScheme, Settings
 from retroln.steps import landmark_queue
 from retroln.steps.case_objects import source_of, taking_back
+from retroln.steps.claimed import in_hand
 from retroln.steps.ingest import facts_key, spine_facts
 from retroln.steps.words import Words
 from retroln.steps.workspace import Workspace, open_workspace
@@ -115,7 +116,7 @@ def accept(settings: Settings, case_id: str, words: Words) -> Ruled:
         UserError: reviewer or comment is empty.
         NotFoundError: no such case.
         LandmarkError: they cannot place a region even so; it takes a correction.
-        ConflictError: the case is not held for its landmarks.
+        ConflictError: the case is not held for its landmarks, or a worker has it in hand.
     """
     workspace, words = open_workspace(settings), words.complete()
     scan = _stored_scan(workspace, case_id)
@@ -131,7 +132,7 @@ def accept(settings: Settings, case_id: str, words: Words) -> Ruled:
     ruling = landmarks.Ruling(**vars(words), accepted=True)
     with naming(case_id):
         said = _said(settings, landmarks.assess(spine, unanchored="accept", ct=ct, ruling=ruling))
-    return Ruled(workspace.catalog.review_landmarks(_draft(scan, "accept", words)), cautions=said)
+    return Ruled(_written(workspace, scan, _draft(scan, "accept", words)), cautions=said)
 
 
 def correct_by_map(
@@ -156,7 +157,7 @@ def correct_by_map(
         if not spine.levels and held:
             raise held
         key = _store(workspace, scan, spine, grid, folder)
-        word = workspace.catalog.review_landmarks(_draft(scan, "correct", words, vertebrae_key=key))
+        word = _written(workspace, scan, _draft(scan, "correct", words, vertebrae_key=key))
     return Ruled(word, str(held) if held else None, said)
 
 
@@ -177,7 +178,7 @@ def correct_by_point(settings: Settings, case_id: str, words: Words, point: Poin
     with naming(case_id):
         said = _said(settings, landmarks.assess(spine, unanchored="accept", ct=ct, ruling=ruling))
     draft = _draft(scan, "correct", words, **vars(point))
-    return Ruled(workspace.catalog.review_landmarks(draft), cautions=said)
+    return Ruled(_written(workspace, scan, draft), cautions=said)
 
 
 def _stored_scan(workspace: Workspace, case_id: str) -> ScanRecord:
@@ -230,6 +231,12 @@ def _store(workspace: Workspace, scan: ScanRecord, spine: Vertebrae, grid: Grid,
     workspace.store.put_file(path, key)
     workspace.store.put_bytes(spine_facts(spine), facts_key(key))
     return key
+
+
+def _written(workspace: Workspace, scan: ScanRecord, draft: LandmarkReviewDraft) -> LandmarkReviewRecord:
+    """The word as it stands in the catalog; no prepare is under way that would not go by it."""
+    with in_hand(workspace, f"review:{scan.case_id}", [scan]):
+        return workspace.catalog.review_landmarks(draft)
 
 
 def _draft(scan: ScanRecord, action: str, words: Words, **given: Any) -> LandmarkReviewDraft:

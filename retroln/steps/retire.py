@@ -10,7 +10,7 @@ from retroln.catalog.states import ScanState
 from retroln.errors import NotFoundError
 from retroln.settings import Settings
 from retroln.steps.case_objects import objects_of
-from retroln.steps.withdraw import in_hand
+from retroln.steps.claimed import in_hand
 from retroln.steps.words import Words
 from retroln.steps.workspace import Workspace, open_workspace
 

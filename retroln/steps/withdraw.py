@@ -7,14 +7,14 @@ scans out of work; then objects go, then rows, then this machine's caches; then 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 
 from retroln.catalog.catalog import Catalog
 from retroln.catalog.consent import WITHDRAWN
-from retroln.catalog.records import Alike, ScanRecord, WithdrawnItem
+from retroln.catalog.records import Alike, WithdrawnItem
 from retroln.errors import ConflictError, IntegrityError, NotFoundError, RefusedError, UserError
 from retroln.settings import Settings
+from retroln.steps.claimed import in_hand
 from retroln.steps.holdings import Holdings, Roles, survey
 from retroln.steps.likeness import require_identified
 from retroln.steps.promote import DATASET_TAG
@@ -159,30 +159,6 @@ def _delete(store: ObjectStore, infos: Iterable[ObjectInfo]) -> list[RefusedErro
         except RefusedError as error:
             refusals.append(error)
     return refusals
-
-
-@contextmanager
-def in_hand(workspace: Workspace, owner: str, scans: Sequence[ScanRecord]) -> Iterator[None]:
-    """Claim the patient's scans, so that no worker has one; a withdrawal that was cut off is in no way."""
-    catalog = workspace.catalog
-    try:
-        for scan in scans:
-            if not catalog.claim(scan.scan_id, owner, workspace.settings.lease_s):
-                raise _worked_on(catalog, scan)
-        yield
-    finally:
-        for scan in scans:
-            catalog.release(scan.scan_id, owner)
-
-
-def _worked_on(catalog: Catalog, scan: ScanRecord) -> ConflictError:
-    claim = next((one for one in catalog.claims() if one.scan_id == scan.scan_id), None)
-    return ConflictError(
-        f"a worker has case {scan.case_id} in hand",
-        expected="no live claim on the patient's scans",
-        got=f"{claim.owner} until {claim.expires_at:%Y-%m-%d %H:%M:%S} UTC" if claim else "a claim",
-        fix="nothing was changed; try again when the worker is done or its lease has ended",
-    )
 
 
 def put_mlflow_right(settings: Settings, dataset: str) -> int:

@@ -172,9 +172,9 @@ def test_of_two_who_disagree_at_once_one_hears_that_it_is_settled(catalog: Catal
     scan = _add(catalog)
     _hold(catalog, scan)
 
-    def say(comment: str) -> str:
+    def say(name: str) -> str:
         try:
-            return str(catalog.review_landmarks(_word(scan, comment=comment)).comment)
+            return str(catalog.review_landmarks(_word(scan, comment=name, reviewer=name)).comment)
         except ConflictError:
             return "settled"
 
@@ -182,6 +182,20 @@ def test_of_two_who_disagree_at_once_one_hears_that_it_is_settled(catalog: Catal
         heard = sorted(pool.map(say, ("one", "two")))
     assert heard[1] in ("settled", "two") and "settled" in heard
     assert len(catalog.landmark_reviews("c1")) == 1
+
+
+def test_before_prepare_a_reviewer_may_say_something_else(catalog: Catalog) -> None:
+    scan = _add(catalog)
+    _hold(catalog, scan)
+    catalog.review_landmarks(_word(scan))
+    catalog.review_landmarks(_word(scan, comment="a typing error"))
+    assert [one.comment for one in catalog.landmark_reviews("c1")][1:] == ["a typing error"]
+    held = catalog.landmark_review_of(scan.scan_id)
+    assert held is not None and held.comment == "a typing error"
+    events = [one for one in catalog.case_history("c1").events if one.reason == "landmarks_reviewed"]
+    assert [one.from_state for one in events] == ["quarantined", "ingested"]
+    with pytest.raises(ConflictError, match="somebody else spoke of case c1 already"):
+        catalog.review_landmarks(_word(scan, reviewer="Dr Z"))
 
 
 @pytest.mark.parametrize("state", ["ingested", "not_ct", "superseded"])

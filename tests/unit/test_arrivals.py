@@ -100,6 +100,8 @@ def test_the_comparison_says_what_a_look_at_each_case_says(
         "misplaced:loose.nii.gz": (Outcome.QUARANTINED, "misplaced"),
         "two words": (Outcome.QUARANTINED, "bad_name"),
     }
+    assert "the case has no CT" in str(alone["MISSING"].detail)
+    assert "got: mask.nii.gz; fix: upload the CT under one of these names" in str(alone["MISSING"].detail)
     at_once = known(settings)
     # a link's listing does not say where it leads, so that one is looked at
     assert at_once == {case: one for case, one in alone.items() if case != "LINK"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from retroln.anatomy.confidence import FACTORS
+from retroln.anatomy.levels import REGION_LEVELS
 from retroln.report.cautions import UNANCHORED, by_sentence, cautions, recorded_cautions, short_sides
 
 FAULTLESS = {"findings": [], "truncated": [], "anchored": True, "clamped_sides": []}
@@ -19,6 +20,7 @@ FAULTLESS = {"findings": [], "truncated": [], "anchored": True, "clamped_sides":
         (("L2", "L3", "L4", "L5"), (), ["inferior (L2, L3, L4, L5)"]),
         (("T12", "L4", "L5"), ("right",), ["right", "inferior (L4, L5)", "superior (T12)"]),
         (("L5",), ("inferior",), ["inferior (L5)"]),
+        (REGION_LEVELS, ("left",), ["left"]),
     ],
 )
 def test_a_side_is_short_where_the_scan_or_the_levels_end(
@@ -39,6 +41,12 @@ def test_where_labels_came_from_is_no_caution_and_a_record_of_old_says_what_it_k
     assert recorded_cautions(FAULTLESS | {"findings": ["made: by TotalSegmentator"]}) == []
     assert recorded_cautions({"findings": ["unanchored: neither"]}) == [UNANCHORED]
     assert recorded_cautions({}) == []
+
+
+def test_a_case_without_labels_is_not_called_cut_nor_unanchored() -> None:
+    absent = [f"absent: {level} is not labelled" for level in REGION_LEVELS]
+    said = recorded_cautions(FAULTLESS | {"findings": absent, "truncated": REGION_LEVELS, "anchored": False})
+    assert said == [f"Not labelled: {', '.join(REGION_LEVELS)}."]
 
 
 def test_absent_levels_are_one_sentence_and_the_gravest_comes_first() -> None:

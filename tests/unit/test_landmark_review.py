@@ -245,6 +245,14 @@ def test_the_same_word_twice_is_written_once(held: Settings) -> None:
     assert len(open_workspace(held).catalog.landmark_reviews("CASE")) == 1
 
 
+def test_of_a_case_that_a_worker_has_in_hand_nothing_is_said(held: Settings) -> None:
+    catalog = open_workspace(held).catalog
+    assert catalog.claim(_scan(held).scan_id, "worker", 60)
+    with pytest.raises(ConflictError, match="a worker has case CASE in hand"):
+        landmark_review.accept(held, "CASE", WORDS)
+    assert catalog.landmark_reviews("CASE") == []
+
+
 def test_new_source_bytes_are_judged_anew(held: Settings, tmp_path: Path) -> None:
     landmark_review.accept(held, "CASE", WORDS)
     ingest_and_prepare(held)
