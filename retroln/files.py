@@ -21,7 +21,7 @@ SETTLED_NS = 2_000_000_000
 _CHUNK_BYTES = 1 << 20
 _hashes: dict[tuple[int, ...], str] = {}
 
-_ELSEWHERE = "name another place"
+_ELSEWHERE = "check the path, or name another"
 _FULL = Meaning(
     RefusedError, "has no room left", "free space, or raise the quota or the limit on the size of files"
 )
@@ -133,7 +133,7 @@ def require_no_input(output: Path, *inputs: Path | None) -> None:
                 file=output,
                 expected="a place of its own",
                 got=f"the same file as {path}",
-                fix="name another place",
+                fix="name another output",
             )
 
 

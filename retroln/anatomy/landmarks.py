@@ -311,7 +311,7 @@ def _observations(found: _Found) -> Iterator[str]:
     for level, one in facts.items():
         if one.fragments.share > FRAGMENT_SHARE_NOTED:
             yield (
-                f"fragments: {level} has {one.fragments.count} stray pieces, "
+                f"fragments: {level} has {one.fragments.count} stray piece{'s'[: one.fragments.count > 1]}, "
                 f"{one.fragments.share:.1%} of its voxels, left out"
             )
         if level not in found.sound:

@@ -83,12 +83,15 @@ def measure(
         instances: True if the values already number the nodes; else 26-connected components are made.
 
     Raises:
-        InputError: reason `not_labels`, the map holds negative or fractional values.
+        InputError: reason `not_labels`, the map holds negative or fractional values, or `organs`
+            is no map of organs.
         GeometryError: reason `grid_mismatch`, vertebrae or organs lie on another grid.
     """
     for name, other in (("vertebra map", vertebrae), ("organ map", organs)):
         if other is not None:
             require_same_grid(labels.grid, other.grid, what=name, reference_name="the label map")
+    if organs is not None:
+        stations.require_organs(organs)
     found = _Found.of(_numbered(labels, instances))
     axes = found.axes_mm(labels.grid.affine)
     centroids = labels.grid.world_mm(found.centroids())

@@ -13,6 +13,7 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from retroln.errors import InputError
 from retroln.imaging.geometry import Grid
 from retroln.imaging.volume import Volume
 from retroln.metrics.components import occupied
@@ -26,6 +27,8 @@ INFERIOR_VENA_CAVA = 63
 ILIACS = (65, 66, 67, 68)
 S1 = 26
 LEVELS = {33: "T11", 32: "T12", 31: "L1", 30: "L2", 29: "L3", 28: "L4", 27: "L5", 26: "S1"}
+
+CLASSES = 117  # ids of the task go from 1 to this
 
 # Farther from every great vessel than this, a node is mesenteric, renal or pelvic.
 REACH_MM = 30.0
@@ -47,6 +50,19 @@ class Station(StrEnum):
     PARA_AORTIC = "para-aortic"
     HILAR = "hilar"
     COMMON_ILIAC = "common iliac"
+
+
+def require_organs(organs: Volume) -> None:
+    """Raise `InputError`, reason `not_labels`, for what cannot be a map of the task `total`, as a CT."""
+    low, high = float(organs.array.min()), float(organs.array.max())
+    if low < 0 or high > CLASSES or organs.array.dtype.kind not in "iub":
+        raise InputError(
+            "no map of organs",
+            reason="not_labels",
+            expected=f"TotalSegmentator v2's task `total`: whole numbers from 0 to {CLASSES}",
+            got=f"{organs.array.dtype} from {low:g} to {high:g}",
+            fix="name the label map that TotalSegmentator wrote with --ml, not the CT",
+        )
 
 
 def assign(centroid_world_mm: WorldPoint, organs: Volume | None) -> Station | None:

@@ -6,11 +6,13 @@ import click
 
 from retroln.steps.words import Words
 
-accept_landmarks = click.option(
-    "--accept-landmarks",
-    "comment",
-    metavar="WHY",
-    help="One case: let the landmarks count as labelled, whatever the checks say; why stands in the record.",
+_OVERRULED = (
+    "Let the landmarks count as labelled, whatever the checks of landmarks and of the HU around them say; why"
+    " stands in the record. A file that surely is no CT (not_ct) stays refused."
+)
+accept_landmarks = click.option("--accept-landmarks", "comment", metavar="WHY", help=_OVERRULED)
+accept_landmarks_of_one = click.option(
+    "--accept-landmarks", "comment", metavar="WHY", help=f"One case: {_OVERRULED[0].lower()}{_OVERRULED[1:]}"
 )
 reviewer = click.option(
     "--reviewer", metavar="WHO", help="With --accept-landmarks: who decides, as it shall stand in the record."

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import click
 
-from retroln.cli.acceptance import accept_landmarks, reviewer, words_of
+from retroln.cli.acceptance import accept_landmarks_of_one, reviewer, words_of
 from retroln.settings import Hu, LabelScheme
 
 _path = click.Path(path_type=Path)
@@ -42,7 +42,7 @@ _OF_A_FOLDER = {
 @click.option("--processes", type=click.IntRange(1), help="A folder: cases at the same time.  [default: 1]")
 @click.option("--limit", type=click.IntRange(1), help="A folder: only the first so many cases.")
 @click.option("--pattern", help="A folder: only CTs whose names match, e.g. 'LN_*'.  [default: *]")
-@accept_landmarks
+@accept_landmarks_of_one
 @reviewer
 @click.option(
     "--accepted",

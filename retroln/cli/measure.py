@@ -63,7 +63,7 @@ def measure(
     files.require_no_input(output, labels, vertebrae, organs)
     volume = nifti.read_labels(labels)
     levels = _read_beside(volume, "vertebra map", vertebrae, partial(_read_vertebrae, scheme=label_ids))
-    stations = _read_beside(volume, "organ map", organs, nifti.read_labels)
+    stations = _read_beside(volume, "organ map", organs, _read_organs)
     with naming(labels):
         measured = nodes.measure(volume, vertebrae=levels, organs=stations, instances=instances)
     if has_ending(output.name, ".csv"):
@@ -84,6 +84,15 @@ def _read_beside(
     with naming(path):
         volume = read(path)
         require_same_grid(labels.grid, volume.grid, what=what, reference_name="the label map")
+    return volume
+
+
+def _read_organs(path: Path) -> Volume:
+    from retroln.anatomy import stations
+    from retroln.imaging import nifti
+
+    volume = nifti.read_labels(path)
+    stations.require_organs(volume)
     return volume
 
 

@@ -27,6 +27,7 @@ _SAID: Mapping[str, str] = {
     "extrapolated": "The region does not rest on L2 itself: {}.",
     "stand_in": "The vertebrae were labelled by stand-in weights: {}.",
     "reviewed": "By a person's word, {}.",
+    "not_hu": "Not in HU: {}.",
     "accepted": "A check that this person overruled: {}.",
 }
 _NO_CAUTION = ("made", "absent", "unanchored")  # the first is no caution; the others are said by themselves

@@ -58,7 +58,7 @@ def case_story(
     facts = Table("what", "value", title=f"Case {case_id}")
     for name in _SHOWN:
         value = getattr(scan, name)
-        facts.add_row(name, str(getattr(value, "value", value)))
+        facts.add_row(name, "" if value is None else str(getattr(value, "value", value)))
     if held := catalog.held_delivery(case_id):
         facts.add_row(_BESIDE, f"{held.reason}: {held.detail}")
     history = catalog.case_history(case_id)

@@ -70,7 +70,7 @@ def guarded(function: CaseFunction[Item], item: Item, case_id: str, patience_s: 
         return riding_out(attempt, patience_s)
     except Exception as error:
         log.debug("case %s", case_id, exc_info=True)
-        return CaseOutcome(case_id, Outcome.FAILED, type(error).__name__, f"{type(error).__name__}: {error}")
+        return CaseOutcome(case_id, Outcome.FAILED, type(error).__name__, str(error))
 
 
 def _stream(

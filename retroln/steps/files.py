@@ -12,7 +12,7 @@ from typing import Any
 from retroln.anatomy import landmarks, roi
 from retroln.anatomy.vertebrae import Vertebrae
 from retroln.endings import NIFTI, has_ending, without_nifti
-from retroln.errors import InputError, NotFoundError, UserError
+from retroln.errors import InputError, NotFoundError, UserError, naming
 from retroln.files import atomic_path, require_no_input, require_writable, write_json
 from retroln.imaging import intensity, nifti
 from retroln.imaging.geometry import require_same_grid
@@ -20,6 +20,7 @@ from retroln.imaging.volume import Volume
 from retroln.settings import Hu, LabelScheme, RoiSpec
 from retroln.steps.words import Words
 
+_RECORD = "name the <id>_roi.json that `retroln crop` wrote beside the crop"
 _CASE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -81,10 +82,11 @@ def crop_files(
             is written then.
         UserError: `words` that do not say who and why, or a result would take the place of an input.
     """
-    name = _checked_id(case_id or case_id_of(ct))
+    name = _checked_id(case_id_of(ct) if case_id is None else case_id)
     ct_path, mask_path, roi_path = (output_dir / file for file in crop_names(name))
     for place in (ct_path, mask_path, roi_path):
         require_no_input(place, ct, vertebrae, mask)
+    require_no_input(output_dir, vertebrae)
     window = (hu or Hu()) if normalize else None
     ruling = acceptance(words)
     scan, spine = nifti.read_ct(ct), Vertebrae.read(vertebrae, label_ids)
@@ -208,7 +210,12 @@ def _read_record(path: Path) -> roi.Roi:
         raise NotFoundError("no such file", file=path, fix="check the path") from error
     except ValueError as error:
         raise InputError(
-            "not JSON", reason="bad_roi", file=path, expected="the record of a crop", got=str(error)
+            "not JSON",
+            reason="bad_roi",
+            file=path,
+            expected="the record of a crop",
+            got=str(error),
+            fix=_RECORD,
         ) from error
     if not isinstance(content, dict):
         raise InputError(
@@ -217,5 +224,7 @@ def _read_record(path: Path) -> roi.Roi:
             file=path,
             expected="an object",
             got=type(content).__name__,
+            fix=_RECORD,
         )
-    return roi.from_json(content)
+    with naming(path):
+        return roi.from_json(content)

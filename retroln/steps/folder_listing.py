@@ -38,12 +38,14 @@ class Listing:
         source: the folder.
         ignored: names in it that are no image.
         unmatched: by part, the names that belong to no CT.
+        passed_over: ids of CTs that the pattern leaves out.
     """
 
     source: Path
     cases: tuple[FolderCase, ...]
     ignored: tuple[str, ...] = ()
     unmatched: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    passed_over: frozenset[str] = frozenset()
 
 
 def list_cts(folder: Path, pattern: str = "*") -> Listing:
@@ -53,7 +55,7 @@ def list_cts(folder: Path, pattern: str = "*") -> Listing:
         NotFoundError: no such folder, or no image in it.
     """
     found = _visible(folder, pattern)
-    images = [path for path in found if has_ending(path.name, *NIFTI) and not path.is_dir()]
+    images = [path for path in found if _is_image(path)]
     others = tuple(sorted(_name(path) for path in set(found) - set(images)))
     if not images:
         raise NotFoundError(
@@ -67,7 +69,8 @@ def list_cts(folder: Path, pattern: str = "*") -> Listing:
     for path in images:
         by_id[case_id_of(path)].append(path)
     cases = [_case(case_id, paths) for case_id, paths in sorted(by_id.items())]
-    return Listing(folder, tuple(cases), others)
+    everything = {case_id_of(path) for path in _visible(folder, "*") if _is_image(path)}
+    return Listing(folder, tuple(cases), others, passed_over=frozenset(everything - by_id.keys()))
 
 
 def with_part(listing: Listing, part: str, folder: Path, *, level_folders: bool = False) -> Listing:
@@ -91,7 +94,9 @@ def with_part(listing: Listing, part: str, folder: Path, *, level_folders: bool 
     matched = {case.case_id: exact[case.case_id] or loose[case.case_id] for case in listing.cases}
     cases = [_with_part(case, part, folder, matched[case.case_id], level_folders) for case in listing.cases]
     used = {path for paths in matched.values() for path in paths}
-    left = tuple(_name(path) for path in found if path not in used)
+    left = tuple(
+        _name(path) for path in found if path not in used and case_id_of(path) not in listing.passed_over
+    )
     return replace(listing, cases=tuple(cases), unmatched={**listing.unmatched, part: left})
 
 
@@ -102,13 +107,19 @@ def require_apart(output: Path, source: Path, *others: Path, nested: bool = Fals
         nested: whether the folders below `source` are read too.
     """
     inside = nested and output.resolve().is_relative_to(source.resolve())
-    if inside or output.resolve() in {folder.resolve() for folder in (source, *others)}:
+    is_input = output.resolve() in {folder.resolve() for folder in (source, *others)}
+    if inside or is_input or holds_levels(output):
         raise UserError(
             "results cannot go where the input comes from",
             file=output,
             expected="a folder of its own",
             fix="name another --output-dir",
         )
+
+
+def holds_levels(folder: Path) -> bool:
+    """Whether a folder is one of level files, one case's vertebrae."""
+    return folder.is_dir() and any(may_be_level(inside.name) for inside in folder.iterdir())
 
 
 def shown(names: Sequence[str]) -> str:
@@ -122,13 +133,17 @@ def _visible(folder: Path, pattern: str) -> list[Path]:
     return [path for path in sorted(folder.glob(pattern)) if not path.name.startswith(".")]
 
 
+def _is_image(path: Path) -> bool:
+    return has_ending(path.name, *NIFTI) and not path.is_dir()
+
+
 def _name(path: Path) -> str:
     return f"{path.name}/" if path.is_dir() else path.name
 
 
 def _may_be_part(path: Path, level_folders: bool) -> bool:
     if path.is_dir():
-        return level_folders and any(may_be_level(inside.name) for inside in path.iterdir())
+        return level_folders and holds_levels(path)
     return has_ending(path.name, *NIFTI)
 
 

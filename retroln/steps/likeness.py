@@ -22,8 +22,8 @@ from retroln.steps.workspace import Workspace, open_catalog, open_workspace
 
 _UIDS = {"object": "00080018", "series": "0020000E", "study": "0020000D"}
 _SAYS = {
-    "slice": "slices with the same voxels",
-    "object": "objects of the same SOPInstanceUID",
+    "slice": "{} slices with the same voxels",
+    "object": "{} objects of the same SOPInstanceUID",
     "series": "the SeriesInstanceUID",
     "study": "the StudyInstanceUID",
     "person": "the PatientID of the headers",
@@ -50,7 +50,7 @@ def marks_of(ct: Volume, record: Mapping[str, Any] | None, persons: Collection[s
 
 def alike_error(entry: CaseEntry, found: Alike) -> InputError:
     """Why a case is not taken in: its image, or its person, is another patient's already."""
-    shared = ", ".join(f"{number} x {_SAYS[kind]}" for kind, number in found.shared.items())
+    shared = ", ".join(_SAYS[kind].format(number) for kind, number in found.shared.items())
     if found.withdrawn:
         return InputError(
             f"the {found.what} is that of a patient who took back consent",

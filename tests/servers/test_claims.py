@@ -338,7 +338,7 @@ class TestDoingUnderAClaim:
 
         job = job_of(shared, work=broken)
         (outcome,) = run_claimed(job, [add(job.catalog)])
-        assert outcome == CaseOutcome("c1", Outcome.FAILED, "RuntimeError", "RuntimeError: boom")
+        assert outcome == CaseOutcome("c1", Outcome.FAILED, "RuntimeError", "boom")
         assert job.catalog.outcomes_of(job.run_id) == [outcome]
         assert job.catalog.claims() == []
 

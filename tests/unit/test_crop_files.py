@@ -318,8 +318,6 @@ def test_paste_and_measure_spare_what_they_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("case_id", ["../x", "a/b", "", ".hidden", "a b"])
 def test_case_id_cannot_leave_the_folder(tmp_path: Path, case_id: str) -> None:
     case = _case(tmp_path)
-    if not case_id:
-        case["ct"] = _deliver(tmp_path, _ct(), ".nii.gz")
     with pytest.raises(UserError, match="case id"):
         crop_files(**case, output_dir=tmp_path / "out", case_id=case_id)
 
@@ -338,6 +336,7 @@ def test_paste_refuses_what_is_no_record(tmp_path: Path, content: str) -> None:
     with pytest.raises(InputError) as caught:
         paste_file(report.ct, tmp_path / "bad.json", tmp_path / "back.nii.gz")
     assert caught.value.reason == "bad_roi"
+    assert str(caught.value.file).endswith("bad.json") and caught.value.fix
     with pytest.raises(NotFoundError):
         paste_file(report.ct, tmp_path / "missing.json", tmp_path / "back.nii.gz")
     with pytest.raises(UserError, match="NIfTI extension"):

@@ -86,6 +86,15 @@ def test_a_map_of_another_scan_is_refused_in_one_line_that_names_it(tmp_path, op
     assert len(done.stderr.splitlines()) == 1 and not (tmp_path / "n.json").exists()
 
 
+def test_a_ct_is_not_an_organ_map(tmp_path):
+    array = two_nodes()
+    labels = save(tmp_path / "n.nii.gz", array)
+    ct = save(tmp_path / "ct.nii.gz", np.full(array.shape, 240, np.int16))
+    done = run("--labels", labels, "--organs", ct, "--output", tmp_path / "n.json")
+    assert done.returncode == 3
+    assert f"{ct}: no map of organs" in done.stderr and "got: int16 from 240 to 240" in done.stderr
+
+
 def test_a_ct_is_not_a_label_map(tmp_path):
     done = run(
         "--labels", save(tmp_path / "ct.nii.gz", np.full((4, 4, 4), -900, np.int16)), "--output", "x.json"
