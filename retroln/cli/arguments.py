@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import click
 
+reviewer_option = click.option(
+    "--reviewer", required=True, help="Who decides, as it shall stand in the record."
+)
+comment_option = click.option("--comment", required=True, help="Why, as it shall stand in the record.")
+
 
 def as_spelled(
     _: click.Context, __: click.Parameter, typed: str | tuple[str, ...] | None

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, get_args
 
 import click
 
-from retroln.cli.arguments import as_spelled
+from retroln.cli.arguments import as_spelled, comment_option, reviewer_option
+from retroln.cli.identity_review import different, retire
 from retroln.cli.listing import as_json_option, tell_json
 from retroln.cli.listing import show as show_tables
 from retroln.files import write_bytes
@@ -19,9 +20,6 @@ from retroln.steps.words import Words
 if TYPE_CHECKING:
     from retroln.steps.landmark_review import Ruled
 
-_reviewer = click.option("--reviewer", required=True, help="Who decides, as it shall stand in the record.")
-_comment = click.option("--comment", required=True, help="Why, as it shall stand in the record.")
-
 
 @click.group()
 def review() -> None:
@@ -30,6 +28,10 @@ def review() -> None:
     What is said is written down for good, with who and why, and the next `retroln ingest` and
     `retroln prepare` go by it.
     """
+
+
+review.add_command(different)
+review.add_command(retire)
 
 
 @review.command("list")
@@ -82,8 +84,8 @@ def show(case: str, picture: Path | None, as_json: bool) -> None:
 
 @review.command()
 @click.argument("case", callback=as_spelled)
-@_reviewer
-@_comment
+@reviewer_option
+@comment_option
 def accept(case: str, reviewer: str, comment: str) -> None:
     """Let the landmarks of CASE count as they are labelled."""
     from retroln.steps import landmark_review as step
@@ -112,8 +114,8 @@ def _numbers(
 
 @review.command()
 @click.argument("case", callback=as_spelled)
-@_reviewer
-@_comment
+@reviewer_option
+@comment_option
 @click.option(
     "--vertebrae",
     type=click.Path(exists=True, path_type=Path),
@@ -165,48 +167,3 @@ def _tell(ruled: Ruled) -> None:
         click.echo(f"  {sentence}")
     if ruled.still_held:
         click.echo(f"it will be held again: {ruled.still_held}")
-
-
-@review.command()
-@click.argument("case", callback=as_spelled)
-@_reviewer
-@_comment
-def retire(case: str, reviewer: str, comment: str) -> None:
-    """Say that CASE was taken in wrongly, as a CT that was filed under another patient.
-
-    What is stored and derived of it is deleted, unless a dataset version holds it, and the case is held as
-    `retired`. What the source delivers of it from now on, under whatever patient, is taken in as new.
-    """
-    from retroln.steps import retire as step
-
-    done = step.retire(Settings(), case, Words(reviewer, comment))
-    click.echo(f"{case} of patient {done.scan.patient_id} is retired: {len(done.deleted)} objects deleted")
-    for version in done.datasets:
-        click.echo(
-            f"dataset version {version[:16]} holds a scan of it, which stays stored; another patient's case"
-            " of the same image still needs `retroln review different`"
-        )
-
-
-@review.command()
-@click.argument("cases", nargs=-1, required=True, callback=as_spelled)
-@_reviewer
-@_comment
-def different(cases: tuple[str, ...], reviewer: str, comment: str) -> None:
-    """Say that CASES, two or more, are of different people, though they share an image or an id.
-
-    For cases held as same_image or same_person: name the held case and the one that its message names. From
-    then on their patients are trained on, tested on and withdrawn apart.
-    """
-    from retroln.steps.likeness import tell_apart, unlike
-
-    settings = Settings()
-    strangers = unlike(settings, cases)
-    held = tell_apart(settings, cases, reviewer, comment)
-    click.echo(f"noted: {', '.join(cases)} are of different people")
-    for one, other in strangers:
-        click.echo(
-            f"nothing is known that {one} and {other} have in common; check that these are the ids meant"
-        )
-    for case in held:
-        click.echo(f"{case} was held for it; the next run takes it up")
