@@ -12,6 +12,7 @@ import numpy as np
 from retroln.anatomy.ladder import L2Reference, climb
 from retroln.anatomy.levels import REGION_LEVELS, Level
 from retroln.anatomy.plausibility import Facts, Problem, sound_levels
+from retroln.anatomy.vertebrae import Vertebra, Vertebrae
 from retroln.errors import LandmarkError
 from retroln.imaging.geometry import Grid
 
@@ -24,6 +25,9 @@ Extent = tuple[float, float]
 EXTENT_MM = (60.0, 350.0)
 # From the upper end of T12 down to the middle of L2's front, over the whole; measured here 0.36 to 0.41.
 L2_SHARE = (0.2, 0.6)
+
+# The front of a body is where its label begins; L1 to L5 lie up to 3 cm before and behind each other.
+BESIDE_MM = 40.0
 
 _FIX = "read the heights in RAS+ world mm, as a NIfTI viewer shows them: they grow towards the head"
 _L2_PLACE = REGION_LEVELS.index(Level.L2)
@@ -79,8 +83,8 @@ def given_extent(l2_world_mm: Point, extent_world_mm: Extent, grid: Grid) -> Giv
     return GivenExtent(slices, _beyond(l2, slices, grid.shape[2]))
 
 
-def require_at_labelled_l2(reference: L2Reference, facts: Facts) -> None:
-    """Raise `LandmarkError` (`l2_unresolved`) where the labels have another level at the height given for L2.
+def off_labelled_l2(reference: L2Reference, facts: Facts) -> str | None:
+    """How far from what the labels call L2 a person placed it, if that is more than half a vertebra.
 
     Their names are then off, and so are the ends of what they call T12-L5. Labels that cannot say where L2 is
     contradict nothing.
@@ -89,20 +93,48 @@ def require_at_labelled_l2(reference: L2Reference, facts: Facts) -> None:
     try:
         labelled = climb(facts).l2
     except LandmarkError:
-        return
+        return None
     if len(levels) < 2:
-        return
+        return None
     first, last = (facts[level].vertebra.centroid_index()[2] for level in (levels[0], levels[-1]))
     step = (first - last) / (REGION_LEVELS.index(levels[-1]) - REGION_LEVELS.index(levels[0]))
     off = (reference.lo - (labelled.lo + labelled.hi) / 2) / step
-    if abs(off) > 0.5:
+    return f"{abs(off):.1f} vertebrae {'above' if off > 0 else 'below'} it" if abs(off) > 0.5 else None
+
+
+def require_at_labelled_l2(reference: L2Reference, facts: Facts) -> None:
+    """Raise `LandmarkError` (`l2_unresolved`) where the labels have another level at L2's height."""
+    if off := off_labelled_l2(reference, facts):
         raise Problem(
             "l2_unresolved",
             "L2 was placed where the labels have another level, so they cannot say how far T12-L5 reach",
             "a point within half a vertebra of what they call L2, or an extent given by hand",
-            f"{abs(off):.1f} vertebrae {'above' if off > 0 else 'below'} it",
+            off,
             "give the extent as well (--extent BOTTOM,TOP in world mm), or check the point",
         ).error()
+
+
+def require_beside_labels(reference: L2Reference, vertebrae: Vertebrae) -> None:
+    """Raise `LandmarkError` (`l2_unresolved`) for a point that lies beside every labelled vertebra.
+
+    Seen from above, within `BESIDE_MM`: names may be off and levels missing, but labels lie on the spine.
+    """
+    away = [_beside_mm(reference, one, vertebrae.grid) for one in vertebrae.levels.values()]
+    if away and min(away) > BESIDE_MM:
+        raise Problem(
+            "l2_unresolved",
+            "the point given for L2 lies beside the spine",
+            f"seen from above within {BESIDE_MM:g} mm of a labelled vertebra",
+            f"{min(away):.0f} mm from the nearest",
+            "read the point in RAS+ world mm, as a NIfTI viewer shows it; DICOM turns the signs of x and y",
+        ).error()
+
+
+def _beside_mm(reference: L2Reference, vertebra: Vertebra, grid: Grid) -> float:
+    """Distance of the point from a vertebra's shadow along the axis of height, in mm."""
+    shadow = np.argwhere(vertebra.mask.any(axis=2)) + vertebra.box.start[:2]
+    apart = (shadow - [reference.centre_index, reference.margin_index]) * grid.spacing_mm[:2]
+    return float(np.hypot(*apart.T).min())
 
 
 def _require_human(l2_mm: float, extent_mm: Extent) -> None:

@@ -17,6 +17,7 @@ FACTORS = {
     # what a person ruled
     "accepted": 0.9,
     "reviewed": 1.0,
+    "names_set_aside": 1.0,
     # what holds a case back
     "numbering_doubtful": 0.4,
     "landmarks_implausible": 0.3,

@@ -12,7 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from retroln.anatomy.by_hand import Extent, GivenExtent, given_extent, reference_at, require_at_labelled_l2
+from retroln.anatomy.by_hand import (
+    Extent,
+    GivenExtent,
+    given_extent,
+    off_labelled_l2,
+    reference_at,
+    require_at_labelled_l2,
+    require_beside_labels,
+)
 from retroln.anatomy.confidence import confidence
 from retroln.anatomy.ladder import L2Reference, Rung, Step, climb, reference_of
 from retroln.anatomy.level_facts import measure, record
@@ -197,6 +205,8 @@ def naming_inputs(ct: str | Path, labels: str | Path) -> Iterator[None]:
         raise error.reworded(file=ct if error.reason == NOT_HU else labels) from error
 
 
+NAMES_SET_ASIDE = "names_set_aside"
+"""Code of the finding that a person placed L2 where the labels have another level."""
 _UNANCHORED = Problem(
     "unanchored",
     "nothing confirms the numbering of the vertebrae",
@@ -234,8 +244,9 @@ def _with_given_l2(found: _Found, ruling: Ruling) -> Assessment:
     """L2 where a person put it; the levels give the extent unless the person did.
 
     Raises:
-        LandmarkError: `l2_unresolved`, the point lies outside the scan, no T12-L5 lies as the extent says, or
-            none was given and the labelled levels have none that can be trusted; `not_hu`.
+        LandmarkError: `l2_unresolved`, the point lies outside the scan or beside the spine, no T12-L5 lies as
+            the extent says, or none was given and the labelled levels have none that can be trusted;
+            `not_hu`.
     """
     assert ruling.l2_world_mm
     troubles = [trouble for trouble in found.problems() if not _overruled(trouble, ruling)]
@@ -243,6 +254,8 @@ def _with_given_l2(found: _Found, ruling: Ruling) -> Assessment:
         raise troubles[0].error()
     grid = found.vertebrae.grid
     step = Step("reviewer", reference_at(ruling.l2_world_mm, grid), ())
+    if not troubles:  # else the labels may lie anywhere
+        require_beside_labels(step.l2, found.vertebrae)
     if ruling.extent_world_mm:
         extent = given_extent(ruling.l2_world_mm, ruling.extent_world_mm, grid)
         return _assessment(found, step, (), ruling, extent)
@@ -328,6 +341,8 @@ def _terms(found: _Found, step: Step, ruling: Ruling | None) -> Iterator[str]:
         return
     if ruling.extent_world_mm:
         yield f"reviewed: L2 and the ends of T12-L5 were placed by {ruling.reviewer}"
+        if off := off_labelled_l2(step.l2, found.facts):
+            yield f"{NAMES_SET_ASIDE}: what the labels call L2 is not L2, which was placed {off}"
     elif ruling.l2_world_mm:
         yield f"reviewed: L2 was placed by {ruling.reviewer}"
     elif ruling.accepted:

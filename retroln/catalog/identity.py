@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import combinations
 
-from sqlalchemy import ColumnElement, func, select
+from sqlalchemy import ColumnElement, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
 from retroln.catalog.consent import WITHDRAWN
@@ -17,6 +17,7 @@ from retroln.catalog.likeness import (
     add_marks,
     alike,
     counts,
+    held_copies,
     held_for_likeness,
     linked,
     lock_identities,
@@ -24,7 +25,7 @@ from retroln.catalog.likeness import (
     replaced_copies,
 )
 from retroln.catalog.models import DatasetMember, HeldDelivery, IdentityMark, IdentityRuling, Scan
-from retroln.catalog.records import Alike, Mark, ScanRecord
+from retroln.catalog.records import Alike, Mark, RulingRecord, ScanRecord, record_of
 from retroln.catalog.scans import IDS_AT_ONCE, clean, current_row, move, scan_record, scan_row
 from retroln.catalog.states import TRANSITIONS, ScanState
 from retroln.errors import ConflictError
@@ -61,6 +62,11 @@ class IdentityQueries:
         """
         with self._database.reading() as session:
             return [scan_record(row) for row in replaced_copies(session, patient_id)]
+
+    def held_copies(self, patient_id: str) -> list[ScanRecord]:
+        """Cases of other patients, without a CT stored, that are held for showing an image of this one's."""
+        with self._database.reading() as session:
+            return [scan_record(row) for row in held_copies(session, patient_id)]
 
     def no_longer_alike(self, case_id: str | None = None) -> frozenset[str]:
         """Cases that are held for their likeness, without a CT stored, to what is not in use any more.
@@ -114,6 +120,13 @@ class IdentityQueries:
                 reason, detail = why(found)
                 move(session, row, ScanState.QUARANTINED, None, reason=reason, detail=detail)
             return found
+
+    def rulings_on(self, patient_id: str) -> list[RulingRecord]:
+        """Whom people told apart from a patient, oldest first."""
+        own = or_(IdentityRuling.patient_id == patient_id, IdentityRuling.other_patient_id == patient_id)
+        with self._database.reading() as session:
+            rows = session.scalars(select(IdentityRuling).where(own).order_by(IdentityRuling.at))
+            return [record_of(RulingRecord, row) for row in rows]
 
     def rule_different(self, case_ids: Sequence[str], reviewer: str, comment: str) -> list[str]:
         """Write down for good that the patients of these cases are different people, each from each.

@@ -91,6 +91,17 @@ def replaced_copies(session: Session, patient_id: str) -> list[Scan]:
     ]
 
 
+def held_copies(session: Session, patient_id: str) -> list[Scan]:
+    """Cases of other patients that are held, with no CT stored, since they show an image of this one's."""
+    held = (Scan.patient_id != patient_id, Scan.ct_key.is_(None), held_for_likeness())
+    apart = told_apart(session, patient_id)
+    return [
+        scan
+        for scan, shared in _shared(session, _own_marks(session, patient_id), *held)
+        if IMAGE & shared.keys() and scan.patient_id not in apart
+    ]
+
+
 def is_replaced(session: Session, scan: Scan) -> bool:
     """Whether another scan took the place of this one, and no dataset version holds it."""
     held = select(DatasetMember.scan_id).where(DatasetMember.scan_id == scan.id)
@@ -99,14 +110,18 @@ def is_replaced(session: Session, scan: Scan) -> bool:
 
 def _of_others(session: Session, patient_id: str) -> list[tuple[Scan, Counter[str]]]:
     """Stored scans of others who have not withdrawn that share marks with a patient's, and how many."""
+    withdrawn = select(Withdrawal.patient_id)
+    others = (Scan.patient_id != patient_id, Scan.ct_key.is_not(None), Scan.patient_id.not_in(withdrawn))
+    return _shared(session, _own_marks(session, patient_id), *others)
+
+
+def _own_marks(session: Session, patient_id: str) -> set[Mark]:
+    """Of the patient's scans that are stored or current."""
     own = _marks().join(Scan, Scan.id == IdentityMark.scan_id)
     own = own.where(
         Scan.patient_id == patient_id, or_(Scan.ct_key.is_not(None), Scan.state != ScanState.SUPERSEDED)
     )
-    marks = {Mark(kind, value) for kind, value in session.execute(own).tuples()}
-    withdrawn = select(Withdrawal.patient_id)
-    others = (Scan.patient_id != patient_id, Scan.ct_key.is_not(None), Scan.patient_id.not_in(withdrawn))
-    return _shared(session, marks, *others)
+    return {Mark(kind, value) for kind, value in session.execute(own).tuples()}
 
 
 def told_apart(session: Session, patient_id: str) -> frozenset[str]:

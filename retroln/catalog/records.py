@@ -451,6 +451,17 @@ class PatientDataset:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RulingRecord:
+    """A person's word that two patients are two people."""
+
+    patient_id: str
+    other_patient_id: str
+    reviewer: str
+    comment: str
+    at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
 class CaseHistory:
     """Everything known about a case, oldest first; landmarks and crop of the current revision."""
 

@@ -175,11 +175,14 @@ class ScanQueries:
         """
         return self._hold(scan_id, ScanState.FAILED, reason, detail, run_id)
 
-    def requeue(self, case_id: str) -> ScanRecord:
+    def requeue(self, case_id: str, reason: str | None = None, detail: str | None = None) -> ScanRecord:
         """Release a quarantined or failed case to the step that held it.
 
         A case of which nothing is stored becomes `requeued` and loses its fingerprint, so ingest
         takes it again although its bytes are the same. So does a delivery that is held beside a scan.
+
+        Args:
+            reason, detail: why, for its history.
 
         Raises:
             NotFoundError: no such case.
@@ -201,7 +204,7 @@ class ScanQueries:
             after = _after_requeue(session, row)
             if row.reason in (*REASONS, WITHDRAWN) and row.ct_key:
                 require_apart(session, row.case_id, row.patient_id, marks_of(session, row.id))
-            move(session, row, after, None)
+            move(session, row, after, None, reason=reason, detail=detail)
             if after is ScanState.REQUEUED:
                 row.source_fingerprint = ""
             session.flush()

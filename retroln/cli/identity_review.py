@@ -38,7 +38,8 @@ def different(cases: tuple[str, ...], reviewer: str, comment: str) -> None:
     """Say that CASES, two or more, are of different people, though they share an image or an id.
 
     For cases held as same_image or same_person: name the held case and the one that its message names. From
-    then on their patients are trained on, tested on and withdrawn apart.
+    then on their patients are trained on, tested on and withdrawn apart. It cannot be unsaid; a copy that
+    was let in by it goes with `retroln review retire`.
     """
     from retroln.steps.likeness import tell_apart, unlike
 

@@ -100,9 +100,17 @@ def _list(title: str, lines: Iterable[str]) -> None:
 
 def _warn(found: Holdings) -> None:
     """What only people can do."""
-    if found.source:
-        _list("DELETE THESE IN THE SOURCE YOURSELF, RetroLN never writes there", found.source)
-        if any(name.startswith("S-") for name in found.source):
+    doomed = [
+        *found.source,
+        *(
+            f"{name} (case {one.case_id} of {one.patient_id}, held as {one.reason})"
+            for one in found.held_copies
+            for name in one.source_uri.values()
+        ),
+    ]
+    if doomed:
+        _list("DELETE THESE IN THE SOURCE YOURSELF, RetroLN never writes there", doomed)
+        if any(name.startswith("S-") for name in doomed):
             click.echo("`retroln source find S-...` says where each lies")
     for one in found.versions:
         if one.is_champion:

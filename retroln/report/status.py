@@ -52,6 +52,7 @@ def case_facts(
     return {
         "scan": asdict(scan),
         "held_delivery": held and asdict(held),
+        "told_apart": [asdict(one) for one in catalog.rulings_on(scan.patient_id)],
         "cautions": [*([of_model] if of_model else []), *case_cautions(history)],
         **asdict(history),
     }

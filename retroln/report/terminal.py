@@ -61,6 +61,9 @@ def case_story(
         facts.add_row(name, "" if value is None else str(getattr(value, "value", value)))
     if held := catalog.held_delivery(case_id):
         facts.add_row(_BESIDE, f"{held.reason}: {held.detail}")
+    for said in catalog.rulings_on(scan.patient_id):
+        other = ({said.patient_id, said.other_patient_id} - {scan.patient_id}).pop()
+        facts.add_row("is not", f"{other}, by {said.reviewer}, {said.at:%Y-%m-%d}: {said.comment}")
     history = catalog.case_history(case_id)
     events = Table("when", "from", "to", "reason", "detail", title="Events")
     for event in history.events:
@@ -69,9 +72,9 @@ def case_story(
             *(str(v or "") for v in (event.from_state, event.to_state, event.reason, event.detail)),
         )
     of_model = model_caution(scan)
-    said = [*([of_model] if of_model else []), *case_cautions(history)]
+    cautions = [*([of_model] if of_model else []), *case_cautions(history)]
     nodes = _node_table(catalog.nodes_of(scan.scan_id))
-    return [facts, *([_caution_table(said)] if said else []), events, nodes]
+    return [facts, *([_caution_table(cautions)] if cautions else []), events, nodes]
 
 
 def _caution_table(said: Sequence[str]) -> Table:

@@ -53,6 +53,8 @@ class Holdings:
         under_way: MLflow runs on these dataset versions that have not ended.
         caches: folders in this machine's work folder that belong to these dataset versions.
         remarks: what could not be looked at.
+        held_copies: cases of other patients that are held since they show an image of this one's; from the
+            withdrawal on they are held as `withdrawn`.
         linked: other patients of whom a CT is stored that shares an image or a person with this patient's.
     """
 
@@ -69,6 +71,7 @@ class Holdings:
     under_way: tuple[str, ...]
     caches: tuple[Path, ...]
     remarks: tuple[str, ...]
+    held_copies: tuple[ScanRecord, ...]
     linked: tuple[Alike, ...]
 
     @property
@@ -123,6 +126,7 @@ def survey(settings: Settings, patient_id: str) -> Holdings:
         under_way=tuple(run.run_id for run in runs if run.under_way),
         caches=tuple(_caches(settings, tuple(roles))),
         remarks=(*remarks, *unread),
+        held_copies=tuple(catalog.held_copies(patient_id)),
         linked=tuple(catalog.linked(patient_id)),
     )
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retroln.anatomy import nodes, roi
+from retroln.anatomy import landmarks, nodes, roi
 from retroln.catalog.accounting import CaseOutcome, Outcome
 from retroln.catalog.records import CaseHistory, CropRecord, DatasetRecord, MemberDraft, ScanRecord
 from retroln.catalog.states import ScanState
@@ -216,10 +216,16 @@ def _predict(predictor: Predictor, ct: Volume, crop: CropRecord) -> Volume:
 
 
 def _crop_vertebrae(workspace: Workspace, scan: ScanRecord, crop: CropRecord, folder: Path) -> Volume | None:
-    if scan.vertebrae_key is None:
+    if scan.vertebrae_key is None or _names_are_set_aside(workspace, scan):
         return None
     workspace.store.get_file(scan.vertebrae_key, folder / "vertebrae.nii.gz")
     return nifti.read_labels(folder / "vertebrae.nii.gz").crop(roi.from_json(crop.roi).box)
+
+
+def _names_are_set_aside(workspace: Workspace, scan: ScanRecord) -> bool:
+    """Whether a person placed L2 where the labels have another level: no node is told a level by them."""
+    findings = workspace.catalog.landmarks_of(scan.scan_id).findings
+    return any(one.startswith(f"{landmarks.NAMES_SET_ASIDE}:") for one in findings)
 
 
 def _store_labels(workspace: Workspace, labels: Volume, crop: CropRecord, folder: Path, key: str) -> str:

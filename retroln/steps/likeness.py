@@ -20,6 +20,8 @@ from retroln.steps.entry import CaseEntry
 from retroln.steps.words import Words
 from retroln.steps.workspace import Workspace, open_catalog, open_workspace
 
+TOLD_APART = "told_apart"
+"""Reason of the event that lets a case go on since a person said that it is of somebody else."""
 _UIDS = {"object": "00080018", "series": "0020000E", "study": "0020000D"}
 _SAYS = {
     "slice": "{} slices with the same voxels",
@@ -67,12 +69,28 @@ def alike_error(entry: CaseEntry, found: Alike) -> InputError:
         expected="every image and every person under one patient id",
         got=f"patient {entry.patient_id} here, {found.patient_id} there, with {shared} in common",
         fix="deliver both cases under one patient id, or one of them not at all (if that one was filed"
-        f" wrongly, `retroln review retire {found.case_id}`); {_different(entry.case_id, found.case_id)}",
+        f" wrongly, `retroln review retire {found.case_id} --reviewer WHO --comment WHY`);"
+        f" {_different(entry.case_id, found.case_id)}",
     )
 
 
+def of_withdrawn(held: ScanRecord, patient_id: str) -> tuple[str, str]:
+    """Reason and detail of a case that is held since it shows an image of a patient who has now withdrawn."""
+    error = InputError(
+        "the image is that of a patient who took back consent",
+        reason=WITHDRAWN,
+        file=held.source_uri.get("ct", held.case_id),
+        expected="no delivery of this patient, under whatever id",
+        got=f"the image of a case of {patient_id}",
+        fix="delete it from the source",
+    )
+    return error.reason, str(error)
+
+
 def _different(case_id: str, other: str) -> str:
-    return f"if these are two people, `retroln review different {case_id} {other}`"
+    return (
+        f"if these are two people, `retroln review different {case_id} {other} --reviewer WHO --comment WHY`"
+    )
 
 
 def require_identified(settings: Settings) -> None:
@@ -141,6 +159,9 @@ def tell_apart(settings: Settings, case_ids: Sequence[str], reviewer: str, comme
     """
     catalog, words = open_workspace(settings).catalog, Words(reviewer, comment).complete("patients")
     held = catalog.rule_different(case_ids, words.reviewer, words.comment)
+    others = ", ".join(sorted(case_ids))
     for case_id in held:
-        catalog.requeue(case_id)
+        catalog.requeue(
+            case_id, TOLD_APART, f"{others} are different people, by {words.reviewer}: {words.comment}"
+        )
     return held

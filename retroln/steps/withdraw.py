@@ -16,7 +16,7 @@ from retroln.errors import ConflictError, IntegrityError, NotFoundError, Refused
 from retroln.settings import Settings
 from retroln.steps.claimed import in_hand
 from retroln.steps.holdings import Holdings, Roles, survey
-from retroln.steps.likeness import require_identified
+from retroln.steps.likeness import of_withdrawn, require_identified
 from retroln.steps.promote import DATASET_TAG
 from retroln.steps.workspace import Workspace, open_workspace
 from retroln.storage.base import ObjectInfo, ObjectStore
@@ -137,6 +137,8 @@ def _empty(settings: Settings, workspace: Workspace, found: Holdings) -> list[Us
     catalog = workspace.catalog
     catalog.note_withdrawn(found.patient_id, found.items())
     troubles: list[UserError] = [*_delete(workspace.store, found.objects)]
+    for held in found.held_copies:
+        catalog.quarantine(held.scan_id, *of_withdrawn(held, found.patient_id), None)
     for scan in found.copies:
         catalog.empty_revision(scan.scan_id, WITHDRAWN)
     catalog.empty_withdrawn(found.patient_id)

@@ -181,19 +181,21 @@ def test_a_correction_that_would_be_held_again_is_told_and_can_be_accepted(
     ]
 
 
-def test_l2_by_hand_moves_the_region_there(held: Settings) -> None:
+def test_l2_by_hand_moves_the_region_there(held: Settings, tmp_path: Path) -> None:
     """Its names are one level off, so the labels cannot say how far the region of that L2 reaches."""
     grid = _grid(held)
     x, y, z = (float(v) for v in grid.world_mm(np.array([45.0, 40.0, 40.0])))
     with pytest.raises(LandmarkError, match="--extent"):
         landmark_review.correct_by_point(held, "CASE", WORDS, Point((x, y, z)))
-    landmark_review.correct_by_point(held, "CASE", WORDS, Point((x, y, z), (z - 120, z + 80)))
+    said = landmark_review.correct_by_point(held, "CASE", WORDS, Point((x, y, z), (z - 120, z + 80))).cautions
+    assert any("what the labels call L2 is not L2" in one and "nodes get no level" in one for one in said)
     assert ingest_and_prepare(held)[1].done == 1
     crop = open_workspace(held).catalog.crop_of(_scan(held).scan_id)
     assert crop.roi["rung"] == "reviewer"
     # 30 mm behind the front and 75 mm to the left, in voxels of 4 mm whose extent meets the box
     assert crop.start[:2] == (26, 32)
     assert _landmarks(held).findings[0] == "reviewed: L2 and the ends of T12-L5 were placed by Dr A"
+    assert infer._crop_vertebrae(open_workspace(held), _scan(held), crop, tmp_path) is None  # names no node
 
 
 def _grid(settings: Settings) -> Grid:

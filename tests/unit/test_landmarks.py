@@ -285,6 +285,27 @@ def test_l2_placed_by_hand_gives_margin_and_centre() -> None:
     assert found.truncated == ()
 
 
+@pytest.mark.parametrize("voxel", [(29.5, 59, 48.5), (2, 18, 48.5)], ids=["in front", "beside"])
+def test_a_point_beside_the_spine_is_refused(voxel: tuple[float, float, float]) -> None:
+    x, y, z = spine().grid.world_mm(np.array(voxel))
+    bottom, top = (float(spine().grid.world_mm(np.array([0, 0, k]))[2]) for k in (12, 74))
+    ruling = Ruling("Dr A", l2_world_mm=(x, y, z), extent_world_mm=(bottom, top))
+    with pytest.raises(LandmarkError, match="the point given for L2 lies beside the spine"):
+        assess(spine(), unanchored="review", ruling=ruling)
+
+
+@pytest.mark.parametrize(
+    ("up", "said"), [(0, []), (11, ["1.0 vertebrae above it"]), (-22, ["2.0 vertebrae below it"])]
+)
+def test_names_that_a_person_contradicts_are_set_aside(up: int, said: list[str]) -> None:
+    x, y, z = spine().grid.world_mm(np.array([29.5, 18, 48.5 + up]))
+    bottom, top = (float(spine().grid.world_mm(np.array([0, 0, k + up]))[2]) for k in (12, 74))
+    ruling = Ruling("Dr A", l2_world_mm=(x, y, z), extent_world_mm=(bottom, top))
+    findings = assess(spine(), unanchored="review", ruling=ruling).findings
+    found = [one for one in findings if one.startswith("names_set_aside: what the labels call L2 is not L2")]
+    assert [one.rsplit("placed ", 1)[1] for one in found] == said
+
+
 def test_l2_and_extent_by_hand_need_no_label_at_all() -> None:
     empty = spine(spine_labels(levels=()))
     x, y, z = empty.grid.world_mm(np.array([29.5, 18, 48.5]))

@@ -165,10 +165,16 @@ class TestWithdrawals:
             _deliver(tmp_path, phantom, f"PAT-{name}", name)
         ingest_all(keyed)
 
-    def test_a_copy_that_was_never_stored_is_in_no_way(self, keyed: Settings, catalog: Catalog) -> None:
-        withdraw.withdraw(keyed, "PAT-A", **WORDS)
+    def test_a_copy_that_was_never_stored_is_in_no_way_and_named(
+        self, keyed: Settings, catalog: Catalog
+    ) -> None:
+        (copy,) = withdraw.withdraw(keyed, "PAT-A", **WORDS).held_copies
+        assert (copy.case_id, copy.source_uri["ct"]) == ("B", "PAT-B/B/ct.nii.gz")
         assert catalog.withdrawn_patients() == {"PAT-A"}
         assert not list(open_workspace(keyed).store.list("scans/"))
+        held = ingest_all(keyed)["B"]
+        assert (held.reason, "took back consent" in str(held.detail)) == ("withdrawn", True)
+        assert "review different" not in str(held.detail)  # which would take the image in again
 
     def test_whose_ct_is_stored_under_another_id_needs_a_word(
         self, keyed: Settings, catalog: Catalog, tmp_path: Path, phantom: Phantom
@@ -219,6 +225,8 @@ class TestWithdrawals:
             monkeypatch.setenv(f"RETROLN_{name}", getattr(keyed, name.lower()))
         said = CliRunner().invoke(cli, ["withdraw", "PAT-B", "--dry-run"]).output
         assert "MAY BE HERE AS PATIENT PAT-A, TOO: case A shows the same image." in said
+        said = CliRunner().invoke(cli, ["withdraw", "PAT-A", "--dry-run"]).output
+        assert "PAT-B/B/ct.nii.gz (case B of PAT-B, held as same_image)" in said
         said = CliRunner().invoke(cli, ["withdraw", "PAT-B", "--also", "PAT-A", "--dry-run"]).output
         assert "scans/A/" in said
         assert "MAY BE" not in said
@@ -230,6 +238,8 @@ class TestWithdrawals:
         said = CliRunner().invoke(cli, ["review", "different", "C", "A", *words]).output
         assert "nothing is known that A and C have in common" in said
         assert "MAY BE" not in CliRunner().invoke(cli, ["withdraw", "PAT-B", "--dry-run"]).output
+        assert f"PAT-B, by {SAID[0]}" in CliRunner().invoke(cli, ["status", "A"]).output
+        assert f"are different people, by {SAID[0]}" in CliRunner().invoke(cli, ["status", "B"]).output
 
 
 def _other() -> Phantom:
