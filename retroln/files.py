@@ -137,6 +137,19 @@ def require_no_input(output: Path, *inputs: Path | None) -> None:
             )
 
 
+def require_outside(output: Path, *inputs: Path | None) -> None:
+    """Raise `UserError` if an output would lie in one of the inputs that are folders, by whatever path."""
+    for path in inputs:
+        if path and not path.is_file() and output.resolve().is_relative_to(path.resolve()):
+            raise UserError(
+                "results cannot go where the input comes from",
+                file=output,
+                expected="a place of its own",
+                got=f"a place in {path}",
+                fix="name another output",
+            )
+
+
 def _require_replaceable(target: Path) -> None:
     if target.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))

@@ -68,13 +68,23 @@ def read_labels(path: Path) -> Volume:
     Floats within 0.001 of a whole number are converted (uint8, uint16 or int32, the first that fits).
 
     Raises:
-        InputError: `labels_not_integer`, and all that `read` raises.
+        InputError: `labels_not_integer`; `not_labels` for values below 0, which a CT has and no label map;
+            and all that `read` raises.
     """
     layout, stored = _load(path)
     if layout.scaled or layout.dtype.kind == "f":
         values = _whole_numbers(stored, layout, path)
     else:
         values = _native(stored)
+    if values.dtype.kind == "i" and (lowest := int(values.min())) < 0:
+        raise InputError(
+            "not a label map",
+            reason="not_labels",
+            file=path,
+            expected="0 outside, whole numbers above",
+            got=f"values from {lowest} to {int(values.max())}",
+            fix="name the label map, not the CT",
+        )
     return Volume.from_source(values, layout.grid)
 
 

@@ -50,7 +50,7 @@ class CropTool:
             UserError: the results would go where the input comes from, or `accepted` cannot be used.
         """
         others = [folder for folder in (vertebrae_dir, mask_dir) if folder]
-        require_apart(self.output_dir, input_dir, *others, nested="/" in pattern)
+        require_apart(self.output_dir, input_dir, *others)
         listing = with_part(list_cts(input_dir, pattern), "vertebrae", vertebrae_dir, level_folders=True)
         listing = with_part(listing, "mask", mask_dir) if mask_dir else listing
         return _with_words(listing, accepted) if accepted else listing
@@ -95,5 +95,5 @@ def _with_words(listing: Listing, accepted: Path) -> Listing:
         replace(case, parts={**case.parts, _WORDS: accepted}) if case.case_id in words else case
         for case in listing.cases
     ]
-    left = tuple(sorted(words.keys() - {case.case_id for case in listing.cases}))
+    left = tuple(sorted(words.keys() - {case.case_id for case in listing.cases} - listing.passed_over))
     return replace(listing, cases=tuple(cases), unmatched={**listing.unmatched, _WORDS: left})

@@ -13,7 +13,7 @@ from retroln.anatomy import landmarks, roi
 from retroln.anatomy.vertebrae import Vertebrae
 from retroln.endings import NIFTI, has_ending, without_nifti
 from retroln.errors import InputError, NotFoundError, UserError, naming
-from retroln.files import atomic_path, require_no_input, require_writable, write_json
+from retroln.files import atomic_path, require_no_input, require_outside, require_writable, write_json
 from retroln.imaging import intensity, nifti
 from retroln.imaging.geometry import require_same_grid
 from retroln.imaging.volume import Volume
@@ -86,7 +86,7 @@ def crop_files(
     ct_path, mask_path, roi_path = (output_dir / file for file in crop_names(name))
     for place in (ct_path, mask_path, roi_path):
         require_no_input(place, ct, vertebrae, mask)
-    require_no_input(output_dir, vertebrae)
+    require_outside(output_dir, vertebrae)
     window = (hu or Hu()) if normalize else None
     ruling = acceptance(words)
     scan, spine = nifti.read_ct(ct), Vertebrae.read(vertebrae, label_ids)

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from retroln.anatomy.vertebrae import may_be_level
 from retroln.endings import NIFTI, has_ending
-from retroln.errors import InputError, NotFoundError, UserError
+from retroln.errors import InputError, NotFoundError
+from retroln.files import require_outside
 from retroln.steps.files import case_id_of, is_case_id
 
 
@@ -69,7 +70,8 @@ def list_cts(folder: Path, pattern: str = "*") -> Listing:
     for path in images:
         by_id[case_id_of(path)].append(path)
     cases = [_case(case_id, paths) for case_id, paths in sorted(by_id.items())]
-    everything = {case_id_of(path) for path in _visible(folder, "*") if _is_image(path)}
+    as_deep = "/".join("**" if piece == "**" else "*" for piece in pattern.split("/"))
+    everything = {case_id_of(path) for path in _visible(folder, as_deep) if _is_image(path)}
     return Listing(folder, tuple(cases), others, passed_over=frozenset(everything - by_id.keys()))
 
 
@@ -100,21 +102,9 @@ def with_part(listing: Listing, part: str, folder: Path, *, level_folders: bool 
     return replace(listing, cases=tuple(cases), unmatched={**listing.unmatched, part: left})
 
 
-def require_apart(output: Path, source: Path, *others: Path, nested: bool = False) -> None:
-    """Raise `UserError` if results would go where input is read, and be taken for input the next time.
-
-    Args:
-        nested: whether the folders below `source` are read too.
-    """
-    inside = nested and output.resolve().is_relative_to(source.resolve())
-    is_input = output.resolve() in {folder.resolve() for folder in (source, *others)}
-    if inside or is_input or holds_levels(output):
-        raise UserError(
-            "results cannot go where the input comes from",
-            file=output,
-            expected="a folder of its own",
-            fix="name another --output-dir",
-        )
+def require_apart(output: Path, *sources: Path) -> None:
+    """Raise `UserError` if results would go among what is read, or into a folder of level files."""
+    require_outside(output, *sources, *([output] if holds_levels(output) else []))
 
 
 def holds_levels(folder: Path) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 
 from retroln.anatomy import landmarks, nodes, roi
 from retroln.anatomy.vertebrae import Vertebrae
-from retroln.files import write_json
+from retroln.files import require_outside, write_json
 from retroln.imaging import nifti
 from retroln.imaging.geometry import require_same_grid
 from retroln.report.cautions import cautions
@@ -58,6 +58,7 @@ def predict_file(
     """
     from retroln.engine.warm import predictor_for
 
+    require_outside(output, vertebrae)
     target, ruling = checked_output(output, ct, vertebrae), acceptance(words)
     volume, spine = nifti.read_ct(ct), Vertebrae.read(vertebrae, label_ids)
     require_same_grid(volume.grid, spine.grid, what="vertebra label map", file=vertebrae)

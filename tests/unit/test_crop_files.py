@@ -310,6 +310,13 @@ def test_paste_and_measure_spare_what_they_read(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="take the place of an input"):
         paste_file(report.ct, report.roi, report.ct)
     labels = tmp_path / "nodes.nii.gz"
+    levels = tmp_path / "levels"
+    levels.mkdir()
+    given = ["--labels", str(labels), "--vertebrae", str(levels)]
+    with pytest.raises(UserError, match=f"where the input comes from; .*; got: a place in {levels}"):
+        measure.main([*given, "--output", str(levels / "nodes.json")], standalone_mode=False)
+    with pytest.raises(UserError, match="where the input comes from"):
+        crop_files(tmp_path / "LN_001_0000.nii.gz", levels, levels / "out")
     with pytest.raises(UserError, match="take the place of an input"):
         measure.main(["--labels", str(labels), "--output", str(labels)], standalone_mode=False)
     assert nifti.read_labels(labels).array.any()

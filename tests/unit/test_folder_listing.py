@@ -133,16 +133,20 @@ def test_results_cannot_go_where_input_is_read(tmp_path: Path) -> None:
     with pytest.raises(UserError):
         require_apart(tmp_path / "out", source, tmp_path / "out")
     with pytest.raises(UserError):
-        require_apart(source / "out", source, nested=True)
-    require_apart(source / "out", source)
+        require_apart(source / "out", source)
+    with pytest.raises(UserError, match=r"got: a place in .*levels"):
+        require_apart(tmp_path / "levels" / "A" / "out", source, tmp_path / "levels")
+    require_apart(tmp_path / "out", source)
     with pytest.raises(UserError):  # one case's levels
         require_apart(_touch(tmp_path / "levels" / "a", "vertebrae_L2.nii.gz"), source)
 
 
-def test_what_the_pattern_leaves_out_is_no_stranger(tmp_path: Path) -> None:
-    source = _touch(tmp_path / "ct", "a.nii.gz", "b_0000.nii.gz")
+@pytest.mark.parametrize(("pattern", "folder"), [("a*", ""), ("*/a*", "more"), ("**/a*", "more/deep")])
+def test_what_the_pattern_leaves_out_is_no_stranger(tmp_path: Path, pattern: str, folder: str) -> None:
+    source = tmp_path / "ct"
+    _touch(source / folder, "a.nii.gz", "b_0000.nii.gz")
     masks = _touch(tmp_path / "masks", "a.nii.gz", "b.nii.gz", "c.nii.gz")
-    listing = with_part(list_cts(source, "a*"), "mask", masks)
+    listing = with_part(list_cts(source, pattern), "mask", masks)
     assert [case.case_id for case in listing.cases] == ["a"]
     assert listing.unmatched == {"mask": ("c.nii.gz",)}
 

@@ -95,6 +95,17 @@ def test_a_ct_is_not_an_organ_map(tmp_path):
     assert f"{ct}: no map of organs" in done.stderr and "got: int16 from 240 to 240" in done.stderr
 
 
+@pytest.mark.parametrize("option", ["--organs", "--vertebrae", "--labels"])
+def test_a_file_with_values_below_0_is_no_label_map_of_any_kind(tmp_path, option):
+    hu = np.linspace(-1000, 1200, 30 * 30 * 12).reshape(30, 30, 12).astype(np.int16)
+    ct = save(tmp_path / "ct.nii.gz", hu)
+    given = {"--labels": save(tmp_path / "n.nii.gz", two_nodes()), option: ct}
+    done = run(*(part for pair in given.items() for part in pair), "--output", tmp_path / "n.json")
+    assert done.returncode == 3
+    assert f"{ct}: not a label map; expected: 0 outside, whole numbers above" in done.stderr
+    assert "; got: values from -1000 to 1200; fix: name the label map" in done.stderr
+
+
 def test_a_ct_is_not_a_label_map(tmp_path):
     done = run(
         "--labels", save(tmp_path / "ct.nii.gz", np.full((4, 4, 4), -900, np.int16)), "--output", "x.json"
