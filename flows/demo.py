@@ -266,7 +266,8 @@ def _progress(title: str, epochs: int | None) -> Iterator[None]:
                 bars.advance(bar)
                 if event.detail:
                     bars.console.print(
-                        f"{event.case_id} {event.outcome.value}: {event.detail}", soft_wrap=True
+                        f"{event.case_id} {event.outcome.value} ({event.reason}): {event.detail}",
+                        soft_wrap=True,
                     )
             else:
                 bars.update(bar, advance=1, note=f"loss {event.get('train_loss', float('nan')):.3f}")

@@ -46,7 +46,8 @@ def log_outcome(outcome: CaseOutcome) -> None:
     """Tell listeners, and name a case that was held back or failed in the run's log."""
     publish(outcome)
     if outcome.outcome in (Outcome.QUARANTINED, Outcome.FAILED):
-        get_run_logger().warning("%s %s: %s", outcome.case_id, outcome.outcome.value, outcome.detail)
+        said = (outcome.case_id, outcome.outcome.value, outcome.reason, outcome.detail)
+        get_run_logger().warning("%s %s (%s): %s", *said)
 
 
 def log_epoch(epoch: dict[str, Any]) -> None:

@@ -31,6 +31,7 @@ from retroln.anatomy.plausibility import FRAGMENT_SHARE_NOTED, Facts, Problem, p
 from retroln.anatomy.tissue_hu import NOT_HU, TissueHu, overall, tissue_hu
 from retroln.anatomy.tissue_hu import problems as hu_problems
 from retroln.anatomy.vertebrae import Vertebrae
+from retroln.counted import counted
 from retroln.errors import InputError, LandmarkError
 from retroln.imaging.volume import Volume
 
@@ -324,7 +325,7 @@ def _observations(found: _Found) -> Iterator[str]:
     for level, one in facts.items():
         if one.fragments.share > FRAGMENT_SHARE_NOTED:
             yield (
-                f"fragments: {level} has {one.fragments.count} stray piece{'s'[: one.fragments.count > 1]}, "
+                f"fragments: {level} has {counted(one.fragments.count, 'stray piece')}, "
                 f"{one.fragments.share:.1%} of its voxels, left out"
             )
         if level not in found.sound:

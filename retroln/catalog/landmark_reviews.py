@@ -171,8 +171,14 @@ def _require_reviewable(scan: Scan, draft: LandmarkReviewDraft, spoken: Landmark
         f"case {scan.case_id} does not wait for a word on its landmarks",
         expected=expected,
         got=f"{scan.state}" + (f" ({scan.reason})" if scan.reason else ""),
-        fix="look at `retroln review list`",
+        fix=_WHAT_THEN.get(ScanState(scan.state), f"look at `retroln status {scan.case_id}`"),
     )
+
+
+_WHAT_THEN = {
+    ScanState.INGESTED: "run `retroln prepare`: it holds the case, or cuts a region that can be corrected",
+    ScanState.PREPARED: "nothing holds it; `retroln review correct` if its levels or L2 are wrong",
+}
 
 
 def _require_own(scan: Scan, draft: LandmarkReviewDraft, spoken: LandmarkReview) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from retroln.cli.listing import as_json_option, tell_json
+from retroln.counted import counted
 from retroln.settings import Settings
 
 
@@ -45,6 +46,6 @@ def identify() -> None:
 
     done = step(Settings())
     held = {case: reason for case, reason in done.items() if reason}
-    click.echo(f"{len(done)} scans looked at, {len(held)} held")
+    click.echo(f"{counted(len(done), 'scan')} looked at, {len(held)} held")
     for case, reason in held.items():
         click.echo(f"{case}: {reason}; `retroln status {case}` says of whom and what to do")

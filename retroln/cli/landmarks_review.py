@@ -87,7 +87,11 @@ def show(case: str, picture: Path | None, as_json: bool) -> None:
 @reviewer_option
 @comment_option
 def accept(case: str, reviewer: str, comment: str) -> None:
-    """Let the landmarks of CASE count as they are labelled."""
+    """Let the landmarks of CASE count as they are labelled, whatever the checks of prepare say.
+
+    That overrules every reason of which `retroln review list` shows a case, but landmarks_missing and others
+    where no L2 is labelled: those take `review correct`. What else holds a case, as not_ct, nobody overrules.
+    """
     from retroln.steps import landmark_review as step
 
     _tell(step.accept(Settings(), case, Words(reviewer, comment)))

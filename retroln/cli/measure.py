@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, get_args
 
 import click
 
+from retroln.counted import counted
 from retroln.endings import has_ending
 from retroln.errors import naming
 from retroln.settings import LabelScheme
@@ -61,6 +62,7 @@ def measure(
     from retroln.imaging import nifti
 
     files.require_no_input(output, labels, vertebrae, organs)
+    files.require_outside(output, vertebrae)
     volume = nifti.read_labels(labels)
     levels = _read_beside(volume, "vertebra map", vertebrae, partial(_read_vertebrae, scheme=label_ids))
     stations = _read_beside(volume, "organ map", organs, _read_organs)
@@ -70,7 +72,7 @@ def measure(
         files.write_bytes(output, nodes.to_csv(measured).encode())
     else:
         files.write_json(output, [node.to_dict() for node in measured])
-    click.echo(f"{len(measured)} nodes -> {output}")
+    click.echo(f"{counted(len(measured), 'node')} -> {output}")
 
 
 def _read_beside(

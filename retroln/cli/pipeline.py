@@ -11,6 +11,7 @@ import click
 
 from retroln.catalog.accounting import Accounting, CaseOutcome, Outcome
 from retroln.cli.progress import FAILED_EXIT_CODE, progress, sentence
+from retroln.counted import counted
 from retroln.settings import Device, Profile, Settings, TrainSpec
 from retroln.steps import runs
 from retroln.steps.claimed import this_process
@@ -38,7 +39,7 @@ def prepare(limit: int | None, again: bool) -> None:
 
     settings = Settings()
     if again:
-        click.echo(f"{step.reopen(settings)} scans were cut by another region", err=True)
+        click.echo(f"{counted(step.reopen(settings), 'scan')} cut by another region", err=True)
     backlog = step.backlog(settings)
     left = _limited(backlog.left, limit)
     run = runs.Run.begin(settings, "prepare", {"limit": limit})
@@ -106,7 +107,7 @@ def infer(limit: int | None) -> None:
 def _limited(waiting: tuple[int, ...], limit: int | None) -> tuple[int, ...]:
     left = waiting[:limit]
     if len(left) < len(waiting):
-        click.echo(f"--limit {limit}: {len(waiting) - len(left)} scans stay waiting", err=True)
+        click.echo(f"--limit {limit}: {counted(len(waiting) - len(left), 'scan')} left waiting", err=True)
     return left
 
 
@@ -121,7 +122,7 @@ def _tell_end(accounting: Accounting, outcomes: Sequence[CaseOutcome], said: Seq
         click.echo(f"  {line}")
     for outcome in outcomes:
         if outcome.outcome in (Outcome.QUARANTINED, Outcome.FAILED):
-            click.echo(f"  {outcome.case_id} {outcome.outcome.value}: {outcome.detail}")
+            click.echo(f"  {outcome.case_id} {outcome.outcome.value} ({outcome.reason}): {outcome.detail}")
     if accounting.failed:
         sys.exit(FAILED_EXIT_CODE)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from retroln.cli.listing import as_json_option, tell_json
+from retroln.counted import counted
 from retroln.settings import Settings
 
 if TYPE_CHECKING:
@@ -76,6 +77,6 @@ def _show(bundle: Bundle, mark: str = "") -> None:
     click.echo(f"{bundle.sha256}{mark}")
     for task in manifest.tasks:
         click.echo(f"  {task}: {NETWORKS[task].use}")
-    click.echo(f"  {len(manifest.files)} files, {manifest.size_bytes / _MIB:.1f} MiB")
+    click.echo(f"  {counted(len(manifest.files), 'file')}, {manifest.size_bytes / _MIB:.1f} MiB")
     click.echo(f"  STAND-IN: {manifest.stand_in}" if manifest.stand_in else "  not marked as a stand-in")
     click.echo(f"  licence: {manifest.licence}")

@@ -207,10 +207,12 @@ def test_what_waits_for_no_word_takes_none(catalog: Catalog, state: str) -> None
         _hold(catalog, scan)
         _add(catalog, sha="other bytes")
     for action in ("accept", "correct"):
-        with pytest.raises(ConflictError, match="does not wait"):
+        with pytest.raises(ConflictError, match="does not wait") as caught:
             catalog.review_landmarks(
                 _word(scan, action, l2_world_mm=(0.0, 0.0, 0.0) if action == "correct" else None)
             )
+        then = "retroln prepare" if state == "ingested" else "retroln status c1"
+        assert then in str(caught.value.fix)
     assert catalog.landmark_reviews("c1") == []
 
 

@@ -204,7 +204,7 @@ def test_failed_case_is_named_and_exits_10_while_the_rest_goes_on(
     found = retroln("prepare")
     assert found.returncode == 10
     assert "2 in = 1 done + 0 skipped + 0 quarantined + 1 failed" in found.stdout
-    assert "CASE failed: " in found.stdout
+    assert "CASE failed (NotFoundError): " in found.stdout
     assert "failed" in retroln("status", "CASE").stdout
 
 
@@ -214,7 +214,7 @@ def test_quarantine_is_listed_and_no_failure(retroln: Command, deliver: Callable
     found = retroln("ingest")
     assert found.returncode == 0, found.stderr
     assert "2 in = 1 done + 0 skipped + 1 quarantined + 0 failed" in found.stdout
-    assert "BAD quarantined: P2/BAD/ct.nii.gz: " in found.stdout
+    assert "BAD quarantined (truncated): P2/BAD/ct.nii.gz: " in found.stdout
     assert "fix: " in found.stdout
     found = retroln("prepare")
     assert (found.returncode, found.stdout) == (0, "1 in = 1 done + 0 skipped + 0 quarantined + 0 failed\n")
@@ -292,7 +292,7 @@ def test_limit_leaves_the_rest_and_says_so(retroln: Command, deliver: Callable[.
     retroln("ingest")
     found = retroln("prepare", "--limit", "1")
     assert "1 in = 1 done" in found.stdout
-    assert "--limit 1: 1 scans stay waiting" in found.stderr
+    assert "--limit 1: 1 scan left waiting" in found.stderr
     assert "1 done + 1 skipped" in retroln("prepare").stdout
 
 

@@ -220,6 +220,9 @@ def test_stray_pieces_are_left_out_counted_and_told() -> None:
     }
     assert found.findings == ("fragments: L2 has 2 stray pieces, 2.5% of its voxels, left out", UNANCHORED)
     assert found.slices == (12, 75)
+    labels[50, 50, 5] = 0
+    one = assess(spine(labels), unanchored="accept").findings[0]
+    assert one == "fragments: L2 has 1 stray piece, 2.4% of its voxels, left out"
 
 
 def test_l2_in_pieces_is_not_taken_for_l2() -> None:

@@ -54,14 +54,14 @@ def say(
 def test_a_stand_in_says_so_beside_what_it_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said, labels = say(tmp_path, "trained on synthetic phantoms", monkeypatch)
     assert said.splitlines()[-1].endswith(
-        "output.nii.gz: 1 nodes. The model is a stand-in, trained on synthetic phantoms."
+        "output.nii.gz: 1 node. The model is a stand-in, trained on synthetic phantoms."
     )
     assert np.count_nonzero(labels) == 64
 
 
 def test_a_model_that_is_none_says_the_number_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said, _ = say(tmp_path, None, monkeypatch)
-    assert said.splitlines()[-1].endswith("output.nii.gz: 1 nodes")
+    assert said.splitlines()[-1].endswith("output.nii.gz: 1 node")
 
 
 @pytest.mark.parametrize(("shift_hu", "reason"), [(-1024, "not_ct"), (500, "not_ct"), (100, "not_hu")])

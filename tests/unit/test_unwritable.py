@@ -170,7 +170,7 @@ def test_a_case_of_a_folder_that_meets_a_full_disk_fails_in_words_and_leaves_not
     code, _ = retroln(*case["crop of a folder"], tmp_path / "out")
     (line,) = [text for text in told if text.startswith("A failed")]
     assert code == 10
-    assert f"(RefusedError): RefusedError: {tmp_path}/out/A_ct.nii.gz: the disk has no room left" in line
+    assert f"A failed (RefusedError): {tmp_path}/out/A_ct.nii.gz: the disk has no room left" in line
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["summary.json"]
 
 
