@@ -50,7 +50,7 @@ class CropTool:
             UserError: the results would go where the input comes from, or `accepted` cannot be used.
         """
         others = [folder for folder in (vertebrae_dir, mask_dir) if folder]
-        require_apart(self.output_dir, input_dir, *others)
+        require_apart(self.output_dir, input_dir, *others, nested="/" in pattern)
         listing = with_part(list_cts(input_dir, pattern), "vertebrae", vertebrae_dir, level_folders=True)
         listing = with_part(listing, "mask", mask_dir) if mask_dir else listing
         return _with_words(listing, accepted) if accepted else listing

@@ -102,9 +102,19 @@ def with_part(listing: Listing, part: str, folder: Path, *, level_folders: bool 
     return replace(listing, cases=tuple(cases), unmatched={**listing.unmatched, part: left})
 
 
-def require_apart(output: Path, *sources: Path) -> None:
-    """Raise `UserError` if results would go among what is read, or into a folder of level files."""
-    require_outside(output, *sources, *([output] if holds_levels(output) else []))
+def require_apart(output: Path, source: Path, *others: Path, nested: bool = False) -> None:
+    """Raise `UserError` if results would go among what is read, or into a folder of level files.
+
+    Args:
+        nested: whether the folders below `source` are read too.
+    """
+    read = [folder for folder in (source, *others) if nested or folder.resolve() == output.resolve()]
+    below = [folder for folder in (output, *output.parents) if _is_in(folder, others)]
+    require_outside(output, *read, *(one for one in (output, *below) if holds_levels(one)))
+
+
+def _is_in(folder: Path, others: Sequence[Path]) -> bool:
+    return any(folder.resolve().is_relative_to(other.resolve()) for other in others)
 
 
 def holds_levels(folder: Path) -> bool:

@@ -59,7 +59,7 @@ class LandmarksTool:
             NotFoundError: no such folder, or no CT in it.
             UserError: the results would go where the input comes from.
         """
-        require_apart(self.output_dir, input_dir)
+        require_apart(self.output_dir, input_dir, nested="/" in pattern)
         return list_cts(input_dir, pattern)
 
     def options(self) -> dict[str, Any]:

@@ -133,12 +133,12 @@ def test_results_cannot_go_where_input_is_read(tmp_path: Path) -> None:
     with pytest.raises(UserError):
         require_apart(tmp_path / "out", source, tmp_path / "out")
     with pytest.raises(UserError):
-        require_apart(source / "out", source)
-    with pytest.raises(UserError, match=r"got: a place in .*levels"):
-        require_apart(tmp_path / "levels" / "A" / "out", source, tmp_path / "levels")
-    require_apart(tmp_path / "out", source)
-    with pytest.raises(UserError):  # one case's levels
-        require_apart(_touch(tmp_path / "levels" / "a", "vertebrae_L2.nii.gz"), source)
+        require_apart(source / "out", source, nested=True)
+    require_apart(source / "out", source, source / "levels")
+    levels = _touch(tmp_path / "levels" / "A", "vertebrae_L2.nii.gz")  # one case's
+    for output in (levels, levels / "out"):
+        with pytest.raises(UserError, match=r"got: a place in .*levels"):
+            require_apart(output, source, tmp_path / "levels")
 
 
 @pytest.mark.parametrize(("pattern", "folder"), [("a*", ""), ("*/a*", "more"), ("**/a*", "more/deep")])
