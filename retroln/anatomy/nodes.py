@@ -70,7 +70,7 @@ def findings(predicted: Volume, min_mm3: float) -> NDArray[np.int32]:
 def measure(
     labels: Volume,
     *,
-    vertebrae: Volume | None = None,
+    levels: stations.Levels | None = None,
     organs: Volume | None = None,
     instances: bool = False,
 ) -> tuple[NodeMeasurement, ...]:
@@ -78,26 +78,23 @@ def measure(
 
     Args:
         labels: mask or label map.
-        vertebrae: label map in TotalSegmentator v2 ids on the same grid, for `level`.
+        levels: of the whole scan, for `level`; a cut label map would move the middles of what it cuts.
         organs: TotalSegmentator v2 `total` label map on the same grid, for `station`.
         instances: True if the values already number the nodes; else 26-connected components are made.
 
     Raises:
         InputError: reason `not_labels`, the map holds negative or fractional values, or `organs`
             is no map of organs.
-        GeometryError: reason `grid_mismatch`, vertebrae or organs lie on another grid.
+        GeometryError: reason `grid_mismatch`, the organs lie on another grid.
     """
-    for name, other in (("vertebra map", vertebrae), ("organ map", organs)):
-        if other is not None:
-            require_same_grid(labels.grid, other.grid, what=name, reference_name="the label map")
     if organs is not None:
+        require_same_grid(labels.grid, organs.grid, what="organ map", reference_name="the label map")
         stations.require_organs(organs)
     found = _Found.of(_numbered(labels, instances))
     axes = found.axes_mm(labels.grid.affine)
     centroids = labels.grid.world_mm(found.centroids())
     volumes = found.counts * abs(float(np.linalg.det(labels.grid.affine[:3, :3])))
     measured = zip(found.labels, volumes, axes, centroids, strict=True)
-    levels = stations.Levels.of(vertebrae) if vertebrae is not None else None
     return tuple(_measurement(*node, levels, organs) for node in measured)
 
 

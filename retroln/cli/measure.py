@@ -58,16 +58,17 @@ def measure(
 ) -> None:
     """Measure each node: volume, short and long axis, RECIST class, centroid, station, level."""
     from retroln import files
-    from retroln.anatomy import nodes
+    from retroln.anatomy import nodes, stations
     from retroln.imaging import nifti
 
     files.require_no_input(output, labels, vertebrae, organs)
     files.require_outside(output, vertebrae)
     volume = nifti.read_labels(labels)
-    levels = _read_beside(volume, "vertebra map", vertebrae, partial(_read_vertebrae, scheme=label_ids))
-    stations = _read_beside(volume, "organ map", organs, _read_organs)
+    spine = _read_beside(volume, "vertebra map", vertebrae, partial(_read_vertebrae, scheme=label_ids))
+    levels = stations.Levels.of(spine) if spine else None
+    organ_map = _read_beside(volume, "organ map", organs, _read_organs)
     with naming(labels):
-        measured = nodes.measure(volume, vertebrae=levels, organs=stations, instances=instances)
+        measured = nodes.measure(volume, levels=levels, organs=organ_map, instances=instances)
     if has_ending(output.name, ".csv"):
         files.write_bytes(output, nodes.to_csv(measured).encode())
     else:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retroln.anatomy import landmarks, nodes, roi
+from retroln.anatomy import landmarks, nodes, roi, stations
 from retroln.catalog.accounting import CaseOutcome, Outcome
 from retroln.catalog.records import CaseHistory, CropRecord, DatasetRecord, MemberDraft, ScanRecord
 from retroln.catalog.states import ScanState
@@ -174,9 +174,7 @@ def _infer_case(workspace: Workspace, model: Model, run_id: int, scan: ScanRecor
         ct = nifti.read(folder / "ct.nii.gz")
         predictor = _predictor(workspace.settings, model)
         labels = _predict(predictor, ct, crop)
-        measured = nodes.measure(
-            labels, vertebrae=_crop_vertebrae(workspace, scan, crop, folder), instances=True
-        )
+        measured = nodes.measure(labels, levels=_levels(workspace, scan, folder), instances=True)
         sha256 = _store_labels(workspace, labels, crop, folder, base + "labels.nii.gz")
         rows = [node.to_dict() for node in measured]
         workspace.store.put_bytes(nodes.to_csv(measured).encode(), base + "nodes.csv")
@@ -215,11 +213,11 @@ def _predict(predictor: Predictor, ct: Volume, crop: CropRecord) -> Volume:
     )
 
 
-def _crop_vertebrae(workspace: Workspace, scan: ScanRecord, crop: CropRecord, folder: Path) -> Volume | None:
+def _levels(workspace: Workspace, scan: ScanRecord, folder: Path) -> stations.Levels | None:
     if scan.vertebrae_key is None or _names_are_set_aside(workspace, scan):
         return None
     workspace.store.get_file(scan.vertebrae_key, folder / "vertebrae.nii.gz")
-    return nifti.read_labels(folder / "vertebrae.nii.gz").crop(roi.from_json(crop.roi).box)
+    return stations.Levels.of(nifti.read_labels(folder / "vertebrae.nii.gz"))
 
 
 def _names_are_set_aside(workspace: Workspace, scan: ScanRecord) -> bool:

@@ -195,7 +195,7 @@ def test_l2_by_hand_moves_the_region_there(held: Settings, tmp_path: Path) -> No
     # 30 mm behind the front and 75 mm to the left, in voxels of 4 mm whose extent meets the box
     assert crop.start[:2] == (26, 32)
     assert _landmarks(held).findings[0] == "reviewed: L2 and the ends of T12-L5 were placed by Dr A"
-    assert infer._crop_vertebrae(open_workspace(held), _scan(held), crop, tmp_path) is None  # names no node
+    assert infer._levels(open_workspace(held), _scan(held), tmp_path) is None  # names no node
 
 
 def _grid(settings: Settings) -> Grid:

@@ -140,7 +140,7 @@ def test_organs_on_another_grid_are_refused():
     moved = np.eye(4)
     moved[2, 3] = 246
     with pytest.raises(GeometryError, match=r"246\.00 mm apart"):
-        nodes.measure(labels, vertebrae=volume(np.zeros((4, 4, 4), np.uint8), affine=moved))
+        nodes.measure(labels, organs=volume(np.zeros((4, 4, 4), np.uint8), affine=moved))
 
 
 def test_csv_and_dict_hold_every_field():

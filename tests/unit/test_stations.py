@@ -114,7 +114,9 @@ def test_measure_adds_station_and_level(organs):
     labels[26, 24:27, 30] = 1
     levels = np.zeros_like(organs.array)
     levels[20:30, 5:15, 25:40] = 29
-    (node,) = nodes.measure(organs.with_array(labels), organs=organs, vertebrae=organs.with_array(levels))
+    (node,) = nodes.measure(
+        organs.with_array(labels), organs=organs, levels=stations.Levels.of(organs.with_array(levels))
+    )
     assert (node.station, node.level) == ("interaortocaval", "L3")
     assert node.to_dict()["station"] == "interaortocaval"
 
