@@ -68,6 +68,21 @@ class IdentityQueries:
         with self._database.reading() as session:
             return [scan_record(row) for row in held_copies(session, patient_id)]
 
+    def hold_again(self, scan_id: int, why: Callable[[Alike], tuple[str, str]]) -> None:
+        """Say anew why a held case is alike to another patient's; nothing happens if none is any more.
+
+        Args:
+            why: reason and detail.
+
+        Raises:
+            NotFoundError: no such scan.
+        """
+        with self._database.writing() as session:
+            row = scan_row(session, scan_id, lock=True)
+            if found := alike(session, marks_of(session, scan_id), row.patient_id):
+                reason, detail = why(found)
+                move(session, row, ScanState.QUARANTINED, None, reason=reason, detail=detail)
+
     def no_longer_alike(self, case_id: str | None = None) -> frozenset[str]:
         """Cases that are held for their likeness, without a CT stored, to what is not in use any more.
 

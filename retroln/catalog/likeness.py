@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable
 from sqlalchemy import ColumnElement, Select, func, or_, select
 from sqlalchemy.orm import Session
 
+from retroln.catalog.consent import WITHDRAWN
 from retroln.catalog.models import DatasetMember, HeldDelivery, IdentityMark, IdentityRuling, Scan, Withdrawal
 from retroln.catalog.records import Alike, Mark
 from retroln.catalog.states import ScanState
@@ -15,6 +16,8 @@ from retroln.errors import ConflictError
 
 SAME_IMAGE, SAME_PERSON = "same_image", "same_person"
 """Reasons of a case that is held because its CT, or its person, is another patient's already."""
+RETIRED = "retired"
+"""Reason of a case that a person retired, and of its given up scans; they tell nothing of their patient."""
 REASONS = frozenset({SAME_IMAGE, SAME_PERSON})
 IMAGE = frozenset({"slice", "object"})
 """Kinds of marks that tell an image; the others tell a person."""
@@ -82,22 +85,52 @@ def linked(session: Session, patient_id: str) -> list[Alike]:
     return [found[other] for other in sorted(found)]
 
 
+def give_up(session: Session, scan: Scan, reason: str) -> None:
+    """Let a superseded scan that no dataset version holds never come back; `reason` says why."""
+    if scan.state != ScanState.SUPERSEDED:
+        return
+    scan.reason = reason
+    if is_replaced(session, scan):
+        scan.ct_key = None
+
+
+def is_given_up() -> ColumnElement[bool]:
+    """What singles out scans that were given up and not emptied yet."""
+    superseded = (Scan.state == ScanState.SUPERSEDED) & Scan.ct_key.is_(None)
+    return superseded & Scan.source_sha256.is_not(None) & Scan.reason.in_((RETIRED, WITHDRAWN))
+
+
+def _is_retired() -> ColumnElement[bool]:
+    return func.coalesce(Scan.reason, "") == RETIRED
+
+
 def replaced_copies(session: Session, patient_id: str) -> list[Scan]:
-    """Scans of other patients that show an image of this one's, and whose place another took."""
+    """Scans of other patients that show an image of this one's, and whose place another took.
+
+    Not those of a patient of whom a scan in use shows it still: then the image is that patient's, too.
+    """
     return [
         scan
         for scan, shared in _of_others(session, patient_id)
-        if IMAGE & shared.keys() and is_replaced(session, scan)
+        if IMAGE & shared.keys() and is_replaced(session, scan) and not _is_shown_still(session, scan)
     ]
+
+
+def _is_shown_still(session: Session, scan: Scan) -> bool:
+    """Whether a scan in use of the same patient shows the image of a replaced one."""
+    image = {mark for mark in marks_of(session, scan.id) if mark.kind in IMAGE}
+    in_use = (Scan.ct_key.is_not(None), Scan.state != ScanState.SUPERSEDED)
+    return bool(_shared(session, image, Scan.patient_id == scan.patient_id, *in_use))
 
 
 def held_copies(session: Session, patient_id: str) -> list[Scan]:
     """Cases of other patients that are held, with no CT stored, since they show an image of this one's."""
     held = (Scan.patient_id != patient_id, Scan.ct_key.is_(None), held_for_likeness())
+    current = _own_marks(session, patient_id, Scan.state != ScanState.SUPERSEDED)
     apart = told_apart(session, patient_id)
     return [
         scan
-        for scan, shared in _shared(session, _own_marks(session, patient_id), *held)
+        for scan, shared in _shared(session, current, *held)
         if IMAGE & shared.keys() and scan.patient_id not in apart
     ]
 
@@ -111,16 +144,16 @@ def is_replaced(session: Session, scan: Scan) -> bool:
 def _of_others(session: Session, patient_id: str) -> list[tuple[Scan, Counter[str]]]:
     """Stored scans of others who have not withdrawn that share marks with a patient's, and how many."""
     withdrawn = select(Withdrawal.patient_id)
-    others = (Scan.patient_id != patient_id, Scan.ct_key.is_not(None), Scan.patient_id.not_in(withdrawn))
+    stored = Scan.ct_key.is_not(None) | (is_given_up() & (Scan.reason == WITHDRAWN))
+    others = (Scan.patient_id != patient_id, stored, Scan.patient_id.not_in(withdrawn))
     return _shared(session, _own_marks(session, patient_id), *others)
 
 
-def _own_marks(session: Session, patient_id: str) -> set[Mark]:
-    """Of the patient's scans that are stored or current."""
+def _own_marks(session: Session, patient_id: str, *which: ColumnElement[bool]) -> set[Mark]:
+    """Of the patient's scans that are stored or current, but for what was retired."""
     own = _marks().join(Scan, Scan.id == IdentityMark.scan_id)
-    own = own.where(
-        Scan.patient_id == patient_id, or_(Scan.ct_key.is_not(None), Scan.state != ScanState.SUPERSEDED)
-    )
+    counted = or_(Scan.ct_key.is_not(None), Scan.state != ScanState.SUPERSEDED) & ~_is_retired()
+    own = own.where(Scan.patient_id == patient_id, counted, *which)
     return {Mark(kind, value) for kind, value in session.execute(own).tuples()}
 
 
@@ -139,7 +172,7 @@ def counts() -> ColumnElement[bool]:
     files were swapped: the first of the two that is mended would wait for the second, and this for the first.
     """
     in_dataset = select(DatasetMember.scan_id).where(DatasetMember.scan_id == Scan.id).exists()
-    withdrawn = Scan.patient_id.in_(select(Withdrawal.patient_id))
+    withdrawn = Scan.patient_id.in_(select(Withdrawal.patient_id)) & ~_is_retired()
     stored = Scan.ct_key.is_not(None) & (Scan.state != ScanState.SUPERSEDED)
     swapped = select(HeldDelivery.case_id).where(
         HeldDelivery.case_id == Scan.case_id, HeldDelivery.reason.in_(REASONS)

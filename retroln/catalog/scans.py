@@ -19,6 +19,7 @@ from retroln.catalog.states import FIRST_STATES, ScanState, require_transition, 
 from retroln.errors import ConflictError, NotFoundError
 
 _MAX_DETAIL = 4000
+_CASES = 0x63617365  # "case"; first key of PostgreSQL's advisory locks on case ids
 IDS_AT_ONCE = 500  # bound values in one statement; SQLite once allowed 999
 
 
@@ -90,6 +91,7 @@ class ScanQueries:
                 hold_consent(session, draft.case_id, draft.patient_id)
             if draft.marks:
                 lock_identities(session)
+            _lock_case(session, draft.case_id)
             current = session.scalars(_current(draft.case_id).with_for_update()).first()
             present = current.id if current else 0
             if follows is not None and follows != present:
@@ -97,8 +99,8 @@ class ScanQueries:
             if draft.ct_key:
                 require_apart(session, draft.case_id, draft.patient_id, draft.marks)
             if current is not None:
-                _supersede(session, current, run_id)
-            row = _row_of(draft, revision=_last_revision(session, draft.case_id) + 1)
+                supersede(session, current, run_id)
+            row = _row_of(draft, revision=last_revision(session, draft.case_id) + 1)
             session.add(row)
             session.flush()
             row.vertebrae_key = _labels_seen(session, row) or row.vertebrae_key
@@ -142,7 +144,7 @@ class ScanQueries:
             if current is None or current.id != follows:
                 raise added_meanwhile(known.case_id, follows, current.id if current else 0)
             row = scan_row(session, scan_id, lock=True)
-            _supersede(session, current, run_id)
+            supersede(session, current, run_id)
             move(session, row, ScanState.INGESTED, run_id, reason="same_bytes_again")
             row.source_fingerprint = fingerprint
             row.vertebrae_key = _labels_seen(session, row) or row.vertebrae_key
@@ -318,14 +320,15 @@ def move(
     note(session, row, before, run_id, reason=reason, detail=detail)
 
 
-def _supersede(session: Session, current: Scan, run_id: int | None) -> None:
+def supersede(session: Session, current: Scan, run_id: int | None) -> None:
     """Give up the case's current scan, and what was held of the case beside it, for another revision."""
     move(session, current, ScanState.SUPERSEDED, run_id, reason="new_revision")
     session.execute(delete(HeldDelivery).where(HeldDelivery.case_id == current.case_id))
     session.flush()
 
 
-def _last_revision(session: Session, case_id: str) -> int:
+def last_revision(session: Session, case_id: str) -> int:
+    """Number of the case's newest revision, 0 for none."""
     statement = select(func.coalesce(func.max(Scan.revision), 0)).where(Scan.case_id == case_id)
     return session.scalars(statement).one()
 
@@ -384,6 +387,15 @@ def added_meanwhile(case_id: str, follows: int, present: int | str = "another") 
         got=f"scan {present}",
         fix="ingest again: it compares the source with what is there now",
     )
+
+
+def _lock_case(session: Session, case_id: str) -> None:
+    """Let nobody else add a revision of the case before the transaction ends.
+
+    Two new rows would wait for each other at two unique indexes; on SQLite a writer is alone anyway.
+    """
+    if session.get_bind().dialect.name == "postgresql":
+        session.execute(select(func.pg_advisory_xact_lock(_CASES, func.hashtext(case_id))))
 
 
 def _row_of(draft: ScanDraft, revision: int) -> Scan:

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 from sqlalchemy import ColumnElement, Select, delete, func, select
 from sqlalchemy.orm import Session
 
-from retroln.catalog.consent import WITHDRAWN, lock_patient
+from retroln.catalog.consent import WITHDRAWN, lock_patient, require_consent
 from retroln.catalog.database import Database
+from retroln.catalog.likeness import RETIRED, give_up, is_given_up
 from retroln.catalog.models import (
     CaseEvent,
     Crop,
@@ -33,7 +34,16 @@ from retroln.catalog.records import (
     WithdrawnItem,
     record_of,
 )
-from retroln.catalog.scans import move, scan_record, scan_row
+from retroln.catalog.scans import (
+    added_meanwhile,
+    clean,
+    last_revision,
+    move,
+    note,
+    scan_record,
+    scan_row,
+    supersede,
+)
 from retroln.catalog.states import TRANSITIONS, ScanState
 from retroln.errors import ConflictError, NotFoundError
 
@@ -50,6 +60,16 @@ _EMPTIED = (
     "source_affine",
     "orientation",
     "detail",
+)
+
+
+_OF_THE_DELIVERY = (
+    "case_id",
+    "patient_id",
+    "source_uri",
+    "source_fingerprint",
+    "source_sha256",
+    "label_ids",
 )
 
 
@@ -136,14 +156,60 @@ class WithdrawalQueries:
             for scan in session.scalars(_scans(patient_id).with_for_update()):
                 _empty(session, scan, WITHDRAWN)
 
-    def unused_revisions(self, case_id: str, patient_id: str) -> list[ScanRecord]:
-        """Superseded revisions of a patient's case that are stored and in no dataset version."""
-        held = select(DatasetMember.scan_id).where(DatasetMember.scan_id == Scan.id).exists()
-        chosen = _scans(patient_id).where(
-            Scan.case_id == case_id, Scan.state == ScanState.SUPERSEDED, Scan.ct_key.is_not(None), ~held
-        )
+    def retire(self, scan_id: int, detail: str) -> ScanRecord:
+        """Hold a case for good as it stands, and give up every revision of it that its patient has.
+
+        Those that no dataset version holds cannot be brought back from here on; `given_up` names them.
+
+        Returns:
+            What the case is now, held as `retired`.
+
+        Raises:
+            NotFoundError: no such scan.
+            ConflictError: it is superseded.
+            WithdrawnError: the patient has withdrawn.
+        """
+        with self._database.writing() as session:
+            row = scan_row(session, scan_id, lock=True)
+            require_consent(session, row.case_id, row.patient_id)
+            if row.state == ScanState.SUPERSEDED:
+                raise added_meanwhile(row.case_id, scan_id)
+            if row.ct_key is None:
+                move(session, row, ScanState.QUARANTINED, None, reason=RETIRED, detail=detail)
+                session.flush()
+                return scan_record(row)
+            held = {name: getattr(row, name) for name in _OF_THE_DELIVERY}
+            supersede(session, row, None)
+            for one in session.scalars(_scans(row.patient_id).where(Scan.case_id == row.case_id)):
+                give_up(session, one, RETIRED)
+            after = Scan(
+                **held,
+                state=ScanState.QUARANTINED,
+                reason=RETIRED,
+                detail=clean(detail),
+                revision=last_revision(session, row.case_id) + 1,
+            )
+            session.add(after)
+            session.flush()
+            note(session, after, None, None)
+            return scan_record(after)
+
+    def give_up(self, scan_id: int, reason: str) -> None:
+        """Let a superseded scan never come back, since its objects are going to be deleted."""
+        with self._database.writing() as session:
+            give_up(session, scan_row(session, scan_id, lock=True), reason)
+
+    def given_up(self, case_id: str, patient_id: str) -> list[ScanRecord]:
+        """Revisions of a patient's case that were given up and whose objects may still be there."""
+        chosen = _scans(patient_id).where(Scan.case_id == case_id, is_given_up())
         with self._database.reading() as session:
             return [scan_record(row) for row in session.scalars(chosen)]
+
+    def keys_in_use(self, case_id: str) -> frozenset[str]:
+        """Label maps that stored scans of a case go by; a later revision may use an earlier one's."""
+        chosen = select(Scan.vertebrae_key).where(Scan.case_id == case_id, Scan.ct_key.is_not(None))
+        with self._database.reading() as session:
+            return frozenset(key for key in session.scalars(chosen) if key)
 
     def empty_revision(self, scan_id: int, reason: str) -> None:
         """Delete what was derived from a superseded scan and leave it as a tombstone; `reason` says why.

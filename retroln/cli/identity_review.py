@@ -5,24 +5,29 @@ from __future__ import annotations
 import click
 
 from retroln.cli.arguments import as_spelled, comment_option, reviewer_option
+from retroln.counted import counted
 from retroln.settings import Settings
 from retroln.steps.words import Words
 
 
 @click.command()
 @click.argument("case", callback=as_spelled)
+@click.option("--patient", required=True, help="Whose the case is, as `retroln status CASE` shows it.")
 @reviewer_option
 @comment_option
-def retire(case: str, reviewer: str, comment: str) -> None:
+def retire(case: str, patient: str, reviewer: str, comment: str) -> None:
     """Say that CASE was taken in wrongly, as a CT that was filed under another patient.
 
     What is stored and derived of it is deleted, unless a dataset version holds it, and the case is held as
     `retired`. What the source delivers of it from now on, under whatever patient, is taken in as new.
     """
     from retroln.steps import retire as step
+    from retroln.steps.identity import Policy
 
-    done = step.retire(Settings(), case, Words(reviewer, comment))
-    click.echo(f"{case} of patient {done.scan.patient_id} is retired: {len(done.deleted)} objects deleted")
+    settings = Settings()
+    patient = Policy.of(settings).patient(patient)
+    done = step.retire(settings, case, patient, Words(reviewer, comment))
+    click.echo(f"{case} of patient {patient} is retired: {counted(len(done.deleted), 'object')} deleted")
     for version in done.datasets:
         click.echo(
             f"dataset version {version[:16]} holds a scan of it, which stays stored; another patient's case"

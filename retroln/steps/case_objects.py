@@ -100,11 +100,18 @@ def objects_below(
 
 
 def objects_of(workspace: Workspace, scan: ScanRecord) -> Iterator[ObjectInfo]:
-    """Everything that is stored of one revision, results included."""
+    """What is stored of one revision, results included, but for labels that another one goes by."""
+    used = workspace.catalog.keys_in_use(scan.case_id)
+    spared = {name for key in used for name in (key, facts_key(key))}
     for prefix in (f"scans/{scan.case_id}/", f"crops/{scan.case_id}/", "predictions/"):
         for info in workspace.store.list(prefix):
-            if place_of(info.key) == (scan.case_id, source_of(scan)):
+            if place_of(info.key) == (scan.case_id, source_of(scan)) and info.key not in spared:
                 yield info
+
+
+def facts_key(vertebrae_key: str) -> str:
+    """Key of what one label map cannot hold: how far delivered levels overlapped, where a 12th rib starts."""
+    return vertebrae_key.removesuffix(".nii.gz") + ".json"
 
 
 def remove(workspace: Workspace, patient_id: str, infos: Iterable[ObjectInfo]) -> int:

@@ -10,7 +10,7 @@ from retroln.catalog.records import Alike, ScanRecord, WithdrawalRecord, Withdra
 from retroln.errors import InputError, IntegrityError, UserError
 from retroln.settings import Settings
 from retroln.steps import champion
-from retroln.steps.case_objects import SHORT, Ownership, cases_of, objects_below, objects_of
+from retroln.steps.case_objects import SHORT, Ownership, cases_of, objects_below
 from retroln.steps.entry import CaseEntry
 from retroln.steps.identity import Policy
 from retroln.steps.promote import DATASET_TAG
@@ -111,13 +111,12 @@ def survey(settings: Settings, patient_id: str) -> Holdings:
     runs = [run for version in roles for run in traces.runs_tagged(settings, DATASET_TAG, version)]
     named, unread = _traces(settings, patient_id, runs)
     copies = tuple(catalog.replaced_copies(patient_id))
-    of_copies = (info for scan in copies for info in objects_of(workspace, scan))
     return Holdings(
         patient_id=patient_id,
         withdrawal=catalog.withdrawal_of(patient_id),
         cases=cases,
         source=_source(workspace, policy, scans, entries),
-        objects=(*_objects(workspace, patient_id, cases, tuple(roles)), *of_copies),
+        objects=tuple(_objects(workspace, patient_id, cases, tuple(roles))),
         copies=copies,
         rows=catalog.rows_to_withdraw(patient_id),
         datasets=tuple(roles),

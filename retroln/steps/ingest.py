@@ -36,14 +36,14 @@ from retroln.steps.arrivals import (
     unchanged,
     withdrawn_error,
 )
-from retroln.steps.case_objects import SHORT, remove
+from retroln.steps.case_objects import SHORT, facts_key, remove
 from retroln.steps.cases import OnOutcome, tell
 from retroln.steps.claimed import DONE_ELSEWHERE, Worker, this_process
 from retroln.steps.cohort import Parts
 from retroln.steps.delivered import Delivered, Image, neutral_name
 from retroln.steps.entry import UNKNOWN, CaseEntry
 from retroln.steps.identity import NO_KEY, Policy
-from retroln.steps.likeness import alike_error, marks_of
+from retroln.steps.likeness import alike_error, marks_of, retiring
 from retroln.steps.workspace import Workspace, open_workspace
 
 log = logging.getLogger(__name__)
@@ -310,8 +310,8 @@ def _require_same_patient(entry: CaseEntry, current: ScanRecord | None) -> None:
             reason="patient_changed",
             expected=current.patient_id,
             got=entry.patient_id,
-            fix="give the new scan a case id of its own; if the earlier one was the wrong patient's, "
-            f"`retroln review retire {entry.case_id}`",
+            fix="give the new scan a case id of its own; if the earlier one was the wrong patient's,"
+            f" {retiring(entry.case_id, current.patient_id)}",
         )
 
 
@@ -416,11 +416,6 @@ def _canonicalise(workspace: Workspace, delivered: Delivered, image: Image, cont
         orientation=ct.source.orientation,
         detail="; ".join(image.record["remarks"]) or None if image.record else None,
     )
-
-
-def facts_key(vertebrae_key: str) -> str:
-    """Key of what one label map cannot hold: how far delivered levels overlapped, where a 12th rib starts."""
-    return vertebrae_key.removesuffix(".nii.gz") + ".json"
 
 
 def spine_facts(spine: Vertebrae, **more: object) -> bytes:

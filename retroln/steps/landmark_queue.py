@@ -17,7 +17,7 @@ from retroln.files import sha256_bytes
 from retroln.imaging import nifti
 from retroln.imaging.geometry import Grid
 from retroln.imaging.volume import Volume
-from retroln.steps.ingest import facts_key
+from retroln.steps.case_objects import facts_key
 from retroln.steps.workspace import Workspace
 
 NO_RUNG = "none"

@@ -30,9 +30,9 @@ from retroln.imaging.volume import Volume
 from retroln.report.cautions import case_cautions, cautions
 from retroln.settings import LabelScheme, Settings
 from retroln.steps import landmark_queue
-from retroln.steps.case_objects import source_of, taking_back
+from retroln.steps.case_objects import facts_key, source_of, taking_back
 from retroln.steps.claimed import in_hand
-from retroln.steps.ingest import facts_key, spine_facts
+from retroln.steps.ingest import spine_facts
 from retroln.steps.words import Words
 from retroln.steps.workspace import Workspace, open_workspace
 

@@ -69,25 +69,18 @@ def alike_error(entry: CaseEntry, found: Alike) -> InputError:
         expected="every image and every person under one patient id",
         got=f"patient {entry.patient_id} here, {found.patient_id} there, with {shared} in common",
         fix="deliver both cases under one patient id, or one of them not at all (if that one was filed"
-        f" wrongly, `retroln review retire {found.case_id} --reviewer WHO --comment WHY`);"
-        f" {_different(entry.case_id, found.case_id)}",
+        f" wrongly, {retiring(found.case_id, found.patient_id)}); {_different(entry.case_id, found.case_id)}",
     )
 
 
-def of_withdrawn(held: ScanRecord, patient_id: str) -> tuple[str, str]:
-    """Reason and detail of a case that is held since it shows an image of a patient who has now withdrawn."""
-    error = InputError(
-        "the image is that of a patient who took back consent",
-        reason=WITHDRAWN,
-        file=held.source_uri.get("ct", held.case_id),
-        expected="no delivery of this patient, under whatever id",
-        got=f"the image of a case of {patient_id}",
-        fix="delete it from the source",
-    )
-    return error.reason, str(error)
+def retiring(case_id: str, patient_id: str) -> str:
+    """The command that takes back a case that was filed wrongly."""
+    return f"`retroln review retire {case_id} --patient {patient_id} --reviewer WHO --comment WHY`"
 
 
 def _different(case_id: str, other: str) -> str:
+    if case_id == other:
+        return "if these are two people, give it a case id of its own first"
     return (
         f"if these are two people, `retroln review different {case_id} {other} --reviewer WHO --comment WHY`"
     )
@@ -115,12 +108,12 @@ def identify(settings: Settings) -> dict[str, str]:
     workspace, done = open_workspace(settings), {}
     for scan in workspace.catalog.unmarked_scans():
         marks = _stored_marks(workspace, scan)
-        found = workspace.catalog.mark_scan(scan.scan_id, marks, partial(_why, scan))
-        done[scan.case_id] = _why(scan, found)[0] if found else ""
+        found = workspace.catalog.mark_scan(scan.scan_id, marks, partial(why_held, scan))
+        done[scan.case_id] = why_held(scan, found)[0] if found else ""
     return done
 
 
-def _why(scan: ScanRecord, found: Alike) -> tuple[str, str]:
+def why_held(scan: ScanRecord, found: Alike) -> tuple[str, str]:
     """Reason and detail of a stored scan that is held for its likeness."""
     entry = CaseEntry(scan.case_id, scan.patient_id, scan.source_uri.get("ct", scan.case_id))
     error = alike_error(entry, found)

@@ -17,7 +17,8 @@ from retroln.imaging import nifti
 from retroln.imaging.volume import Volume
 from retroln.settings import Settings, TotalSegSpec
 from retroln.steps import weights, weights_copy
-from retroln.steps.ingest import facts_key, spine_facts
+from retroln.steps.case_objects import facts_key
+from retroln.steps.ingest import spine_facts
 from retroln.steps.landmark_queue import stored_vertebrae, unlabelled
 from retroln.steps.workspace import Workspace
 

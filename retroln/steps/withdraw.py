@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 from retroln.catalog.catalog import Catalog
 from retroln.catalog.consent import WITHDRAWN
-from retroln.catalog.records import Alike, WithdrawnItem
+from retroln.catalog.records import Alike, ScanRecord, WithdrawnItem
 from retroln.errors import ConflictError, IntegrityError, NotFoundError, RefusedError, UserError
 from retroln.settings import Settings
+from retroln.steps.case_objects import objects_of
 from retroln.steps.claimed import in_hand
 from retroln.steps.holdings import Holdings, Roles, survey
-from retroln.steps.likeness import of_withdrawn, require_identified
+from retroln.steps.likeness import require_identified, why_held
 from retroln.steps.promote import DATASET_TAG
 from retroln.steps.workspace import Workspace, open_workspace
 from retroln.storage.base import ObjectInfo, ObjectStore
@@ -138,9 +140,9 @@ def _empty(settings: Settings, workspace: Workspace, found: Holdings) -> list[Us
     catalog.note_withdrawn(found.patient_id, found.items())
     troubles: list[UserError] = [*_delete(workspace.store, found.objects)]
     for held in found.held_copies:
-        catalog.quarantine(held.scan_id, *of_withdrawn(held, found.patient_id), None)
+        catalog.hold_again(held.scan_id, partial(why_held, held))
     for scan in found.copies:
-        catalog.empty_revision(scan.scan_id, WITHDRAWN)
+        troubles += _empty_copy(workspace, scan)
     catalog.empty_withdrawn(found.patient_id)
     for path in found.caches:
         shutil.rmtree(path)
@@ -150,6 +152,15 @@ def _empty(settings: Settings, workspace: Workspace, found: Holdings) -> list[Us
         except IntegrityError as error:
             troubles.append(error)
     return troubles
+
+
+def _empty_copy(workspace: Workspace, scan: ScanRecord) -> list[RefusedError]:
+    """Remove a replaced scan of somebody else; while the store keeps an object the row tells of it."""
+    workspace.catalog.give_up(scan.scan_id, WITHDRAWN)
+    refusals = _delete(workspace.store, list(objects_of(workspace, scan)))
+    if not refusals:
+        workspace.catalog.empty_revision(scan.scan_id, WITHDRAWN)
+    return refusals
 
 
 def _delete(store: ObjectStore, infos: Iterable[ObjectInfo]) -> list[RefusedError]:

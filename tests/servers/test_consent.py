@@ -124,8 +124,8 @@ class TestAtTheSameMoment:
     def test_a_scan_that_is_being_added_is_taken_by_the_withdrawal(
         self, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        pause = Pause(scans._note)
-        monkeypatch.setattr(scans, "_note", pause)
+        pause = Pause(scans.note)
+        monkeypatch.setattr(scans, "note", pause)
         waits(pause, lambda: withdraw(catalog), lambda: catalog.add_scan(DRAFT, None)).result()
         scan = catalog.current_scan("c1")
         assert scan is not None
@@ -154,9 +154,9 @@ class TestAtTheSameMoment:
     def test_patients_and_scans_of_one_patient_do_not_wait_for_each_other(
         self, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        pause = Pause(scans._note)
+        pause = Pause(scans.note)
         with monkeypatch.context() as patch, ThreadPoolExecutor(1) as threads:
-            patch.setattr(scans, "_note", pause)
+            patch.setattr(scans, "note", pause)
             one = threads.submit(catalog.add_scan, DRAFT, None)
             assert pause.reached.wait(60)
             patch.undo()

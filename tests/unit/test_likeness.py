@@ -174,7 +174,6 @@ class TestWithdrawals:
         assert not list(open_workspace(keyed).store.list("scans/"))
         held = ingest_all(keyed)["B"]
         assert (held.reason, "took back consent" in str(held.detail)) == ("withdrawn", True)
-        assert "review different" not in str(held.detail)  # which would take the image in again
 
     def test_whose_ct_is_stored_under_another_id_needs_a_word(
         self, keyed: Settings, catalog: Catalog, tmp_path: Path, phantom: Phantom
