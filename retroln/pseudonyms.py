@@ -21,7 +21,7 @@ _NOBODY = (
     *("anon", "anonym", "anonymous", "anonymised", "anonymized", "de-identified", "deidentified", "removed"),
     *("n/a", "no-id", "noid", "none", "not-known", "null", "unknown", "unnamed"),
     *("anonyme", "anonymisiert", "anonymous-patient", "no-name", "noname", "patient", "phantom", "test"),
-    *("test-patient", "unbekannt"),
+    *("testpatient", "n.n.", "unbekannt"),
 )
 _DIGITS = 16  # base 32: 80 bits, so two of a million names meet with a probability of 4e-13
 
@@ -38,7 +38,9 @@ def canonical(name: str) -> str:
 def names_nobody(name: str) -> bool:
     """Whether a patient's id is none, a word for none, or marks alone: many people's scans may bear it."""
     word = re.sub(r"[\s_^-]+", "-", name.casefold()).strip("-")
-    return word in _NOBODY or not any(letter.isalnum() or not letter.isascii() for letter in word)
+    if word in _NOBODY or set(word.split("-")) <= set(_NOBODY):
+        return True
+    return not any(letter.isalnum() or not letter.isascii() for letter in word)
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,8 @@ L2_SHARE = (0.2, 0.6)
 
 # The front of a body is where its label begins; L1 to L5 lie up to 3 cm before and behind each other.
 BESIDE_MM = 40.0
+# A point on the front of a body lies at its label; half a body is 13 mm high and more.
+ON_LEVEL_MM = 10.0
 
 _FIX = "read the heights in RAS+ world mm, as a NIfTI viewer shows them: they grow towards the head"
 _L2_PLACE = REGION_LEVELS.index(Level.L2)
@@ -83,33 +85,48 @@ def given_extent(l2_world_mm: Point, extent_world_mm: Extent, grid: Grid) -> Giv
     return GivenExtent(slices, _beyond(l2, slices, grid.shape[2]))
 
 
-def off_labelled_l2(reference: L2Reference, facts: Facts) -> str | None:
-    """How far from what the labels call L2 a person placed it, if that is more than half a vertebra.
+def off_labelled_l2(reference: L2Reference, vertebrae: Vertebrae, facts: Facts) -> str | None:
+    """Where the labels have the L2 that a person placed, if that is more than half a vertebra off; else None.
 
     Their names are then off, and so are the ends of what they call T12-L5. Labels that cannot say where L2 is
-    contradict nothing.
+    contradict a point only if it lies on another level.
     """
     levels = [level for level in REGION_LEVELS if level in sound_levels(facts)]
     try:
         labelled = climb(facts).l2
     except LandmarkError:
-        return None
+        return _on_another(reference, vertebrae)
     if len(levels) < 2:
-        return None
+        return _on_another(reference, vertebrae)
     first, last = (facts[level].vertebra.centroid_index()[2] for level in (levels[0], levels[-1]))
     step = (first - last) / (REGION_LEVELS.index(levels[-1]) - REGION_LEVELS.index(levels[0]))
     off = (reference.lo - (labelled.lo + labelled.hi) / 2) / step
-    return f"{abs(off):.1f} vertebrae {'above' if off > 0 else 'below'} it" if abs(off) > 0.5 else None
+    side = "above" if off > 0 else "below"
+    return f"{abs(off):.1f} vertebrae {side} what they call L2" if abs(off) > 0.5 else None
 
 
-def require_at_labelled_l2(reference: L2Reference, facts: Facts) -> None:
+def _on_another(reference: L2Reference, vertebrae: Vertebrae) -> str | None:
+    """The labelled level other than L2 on which the point lies: no label is nearer."""
+    point = (reference.centre_index, reference.margin_index, reference.lo)
+    away = [(_away_mm(point, one, vertebrae.grid), level) for level, one in vertebrae.levels.items()]
+    nearest_mm, level = min(away, default=(np.inf, Level.L2))
+    return f"on what they call {level}" if nearest_mm <= ON_LEVEL_MM and level is not Level.L2 else None
+
+
+def _away_mm(point: Point, vertebra: Vertebra, grid: Grid) -> float:
+    """Distance of RAS+ voxel indices from the nearest voxel of a vertebra, in mm."""
+    voxels = np.argwhere(vertebra.mask) + vertebra.box.start
+    return float(np.linalg.norm((voxels - point) * grid.spacing_mm, axis=1).min())
+
+
+def require_at_labelled_l2(reference: L2Reference, vertebrae: Vertebrae, facts: Facts) -> None:
     """Raise `LandmarkError` (`l2_unresolved`) where the labels have another level at L2's height."""
-    if off := off_labelled_l2(reference, facts):
+    if off := off_labelled_l2(reference, vertebrae, facts):
         raise Problem(
             "l2_unresolved",
             "L2 was placed where the labels have another level, so they cannot say how far T12-L5 reach",
             "a point within half a vertebra of what they call L2, or an extent given by hand",
-            off,
+            f"L2 {off}",
             "give the extent as well (--extent BOTTOM,TOP in world mm), or check the point",
         ).error()
 

@@ -255,7 +255,7 @@ def _with_given_l2(found: _Found, ruling: Ruling) -> Assessment:
         raise troubles[0].error()
     grid = found.vertebrae.grid
     step = Step("reviewer", reference_at(ruling.l2_world_mm, grid), ())
-    if not troubles:  # else the labels may lie anywhere
+    if not any(trouble.reason == "off_bone" for trouble in troubles):  # else they may lie anywhere
         require_beside_labels(step.l2, found.vertebrae)
     if ruling.extent_world_mm:
         extent = given_extent(ruling.l2_world_mm, ruling.extent_world_mm, grid)
@@ -268,7 +268,7 @@ def _with_given_l2(found: _Found, ruling: Ruling) -> Assessment:
             troubles[0].what,
             "give the extent as well (--extent BOTTOM,TOP in world mm)",
         ).error()
-    require_at_labelled_l2(step.l2, found.facts)
+    require_at_labelled_l2(step.l2, found.vertebrae, found.facts)
     levels = tuple(level for level in REGION_LEVELS if level in found.sound)
     return _assessment(found, step, levels, ruling)
 
@@ -332,6 +332,14 @@ def _observations(found: _Found) -> Iterator[str]:
             yield f"implausible: {level} does not have the size of one solid vertebra"
 
 
+def _contradicted(found: _Found, step: Step) -> str | None:
+    """Why the labels' names cannot be kept beside L2 and an extent that a person gave; None if they can."""
+    if off := off_labelled_l2(step.l2, found.vertebrae, found.facts):
+        return f"L2 was placed {off}"
+    broken = [one for one in found.problems() if one.reason != "numbering_doubtful"]
+    return f"they break a check, {broken[0].what}" if broken and found.facts else None
+
+
 def _terms(found: _Found, step: Step, ruling: Ruling | None) -> Iterator[str]:
     """On what terms the spine may be used."""
     if step.rung in ("interpolated_l1_l3", "extrapolated"):
@@ -342,8 +350,8 @@ def _terms(found: _Found, step: Step, ruling: Ruling | None) -> Iterator[str]:
         return
     if ruling.extent_world_mm:
         yield f"reviewed: L2 and the ends of T12-L5 were placed by {ruling.reviewer}"
-        if off := off_labelled_l2(step.l2, found.facts):
-            yield f"{NAMES_SET_ASIDE}: what the labels call L2 is not L2, which was placed {off}"
+        if why := _contradicted(found, step):
+            yield f"{NAMES_SET_ASIDE}: {why}"
     elif ruling.l2_world_mm:
         yield f"reviewed: L2 was placed by {ruling.reviewer}"
     elif ruling.accepted:

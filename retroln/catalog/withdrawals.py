@@ -206,10 +206,11 @@ class WithdrawalQueries:
             return [scan_record(row) for row in session.scalars(chosen)]
 
     def keys_in_use(self, case_id: str) -> frozenset[str]:
-        """Label maps that stored scans of a case go by; a later revision may use an earlier one's."""
-        chosen = select(Scan.vertebrae_key).where(Scan.case_id == case_id, Scan.ct_key.is_not(None))
+        """CTs and label maps that stored scans of a case go by, be they an earlier revision's."""
+        stored = (Scan.case_id == case_id, Scan.ct_key.is_not(None))
         with self._database.reading() as session:
-            return frozenset(key for key in session.scalars(chosen) if key)
+            rows = session.execute(select(Scan.ct_key, Scan.vertebrae_key).where(*stored)).tuples()
+            return frozenset(key for row in rows for key in row if key)
 
     def empty_revision(self, scan_id: int, reason: str) -> None:
         """Delete what was derived from a superseded scan and leave it as a tombstone; `reason` says why.

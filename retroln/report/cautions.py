@@ -28,7 +28,7 @@ _SAID: Mapping[str, str] = {
     "stand_in": "The vertebrae were labelled by stand-in weights: {}.",
     "reviewed": "By a person's word, {}.",
     "not_hu": "Not in HU: {}.",
-    "names_set_aside": "By a person's word, {}: nodes get no level.",
+    "names_set_aside": "The labels' names are set aside, since {}: nodes get no level.",
     "accepted": "A check that this person overruled: {}.",
 }
 _NO_CAUTION = ("made", "absent", "unanchored")  # the first is no caution; the others are said by themselves

@@ -100,8 +100,13 @@ def objects_below(
 
 
 def objects_of(workspace: Workspace, scan: ScanRecord) -> Iterator[ObjectInfo]:
-    """What is stored of one revision, results included, but for labels that another one goes by."""
+    """What is stored of a revision that was given up, results included, but for what another one goes by.
+
+    That may be its label map, or all of it where the same bytes came again.
+    """
     used = workspace.catalog.keys_in_use(scan.case_id)
+    if f"scans/{scan.case_id}/{source_of(scan)}/ct.nii.gz" in used:
+        return
     spared = {name for key in used for name in (key, facts_key(key))}
     for prefix in (f"scans/{scan.case_id}/", f"crops/{scan.case_id}/", "predictions/"):
         for info in workspace.store.list(prefix):

@@ -34,7 +34,8 @@ def retire(settings: Settings, case_id: str, patient_id: str, words: Words) -> R
     """Hold a case for good, and delete what is stored and derived of it, unless a dataset version holds it.
 
     What the source delivers of the case later, under whatever patient, is taken in as new; the very delivery
-    that was retired stays held until `requeue`. A call that was cut off is finished by the same call.
+    that was retired stays held until `requeue`, or until another came in between. A call that was cut off is
+    finished by the same call.
 
     Args:
         patient_id: whose the case is, by which the word is bound to what was looked at.

@@ -94,16 +94,17 @@ def test_marks_outlive_a_withdrawal(catalog: Catalog) -> None:
         catalog.add_scan(_draft("A"), None)
 
 
-def test_what_took_the_place_of_another_is_emptied_and_forgotten(catalog: Catalog) -> None:
-    catalog.add_scan(_draft("A"), None)
+def test_a_retired_case_is_given_up_emptied_and_forgotten(catalog: Catalog) -> None:
+    scan = catalog.add_scan(dataclasses.replace(_draft("A"), source_sha256="s"), None)
     with pytest.raises(ConflictError, match="scan 1 of case A is in use"):
-        catalog.empty_revision(1, "retired")
-    held = dataclasses.replace(_draft("A", frozenset()), ct_key=None, state=ScanState.QUARANTINED, reason="x")
-    catalog.add_scan(held, None)
-    assert [one.scan_id for one in catalog.unused_revisions("A", "PA")] == [1]
-    assert catalog.unused_revisions("A", "PB") == []
+        catalog.empty_revision(scan.scan_id, "retired")
+    held = catalog.retire(scan.scan_id, "by Dr A")
+    assert (held.state, held.reason, held.revision) == (ScanState.QUARANTINED, "retired", 2)
+    assert [one.scan_id for one in catalog.given_up("A", "PA")] == [1]
+    assert (catalog.given_up("A", "PB"), catalog.keys_in_use("A")) == ([], frozenset())
     catalog.empty_revision(1, "retired")
-    assert (catalog.scan(1).ct_key, catalog.unused_revisions("A", "PA")) == (None, [])
+    assert catalog.given_up("A", "PA") == []
+    catalog.begin_withdrawal("PA", "asked", "Dr A")
     assert catalog.add_scan(_draft("B"), None).patient_id == "PB"
 
 

@@ -188,7 +188,7 @@ def test_l2_by_hand_moves_the_region_there(held: Settings, tmp_path: Path) -> No
     with pytest.raises(LandmarkError, match="--extent"):
         landmark_review.correct_by_point(held, "CASE", WORDS, Point((x, y, z)))
     said = landmark_review.correct_by_point(held, "CASE", WORDS, Point((x, y, z), (z - 120, z + 80))).cautions
-    assert any("what the labels call L2 is not L2" in one and "nodes get no level" in one for one in said)
+    assert any("what they call L2" in one and "nodes get no level" in one for one in said)
     assert ingest_and_prepare(held)[1].done == 1
     crop = open_workspace(held).catalog.crop_of(_scan(held).scan_id)
     assert crop.roi["rung"] == "reviewer"

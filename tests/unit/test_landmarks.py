@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from spine import V2, grid_ras, spine, spine_labels
 
-from retroln.anatomy.landmarks import L2Reference, Ruling, account_of, assess, reference_of
+from retroln.anatomy.landmarks import Assessment, L2Reference, Ruling, account_of, assess, reference_of
 from retroln.anatomy.vertebrae import LEVEL_ORDER, Level, Vertebrae
 from retroln.errors import LandmarkError
 from retroln.imaging.volume import Volume
@@ -298,15 +298,45 @@ def test_a_point_beside_the_spine_is_refused(voxel: tuple[float, float, float]) 
 
 
 @pytest.mark.parametrize(
-    ("up", "said"), [(0, []), (11, ["1.0 vertebrae above it"]), (-22, ["2.0 vertebrae below it"])]
+    ("up", "said"), [(0, []), (11, ["1.0 vertebrae above"]), (-22, ["2.0 vertebrae below"])]
 )
 def test_names_that_a_person_contradicts_are_set_aside(up: int, said: list[str]) -> None:
     x, y, z = spine().grid.world_mm(np.array([29.5, 18, 48.5 + up]))
     bottom, top = (float(spine().grid.world_mm(np.array([0, 0, k + up]))[2]) for k in (12, 74))
     ruling = Ruling("Dr A", l2_world_mm=(x, y, z), extent_world_mm=(bottom, top))
     findings = assess(spine(), unanchored="review", ruling=ruling).findings
-    found = [one for one in findings if one.startswith("names_set_aside: what the labels call L2 is not L2")]
-    assert [one.rsplit("placed ", 1)[1] for one in found] == said
+    found = [one for one in findings if one.startswith("names_set_aside: L2 was placed")]
+    assert [one.split("placed ", 1)[1].removesuffix(" what they call L2") for one in found] == said
+
+
+def _by_hand(vertebrae: Vertebrae, voxel: tuple[float, float, float]) -> Assessment:
+    x, y, z = vertebrae.grid.world_mm(np.array(voxel))
+    ends = (float(vertebrae.grid.world_mm(np.array([0, 0, k]))[2]) for k in (12, 74))
+    ruling = Ruling("Dr A", l2_world_mm=(x, y, z), extent_world_mm=tuple(ends))
+    return assess(vertebrae, unanchored="review", ruling=ruling)
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (np.where(spine_labels() == V2[Level.L2], V2[Level.L4], 0), "L2 was placed on what they call L4"),
+        (_swollen(spine_labels()), "they break a check, "),
+    ],
+    ids=["one level under another name", "a level that is none"],
+)
+def test_names_of_labels_that_cannot_say_where_l2_is_reach_no_node(
+    labels: NDArray[np.uint8], said: str
+) -> None:
+    (found,) = [one for one in _by_hand(spine(labels), (29.5, 18, 48.5)).findings if "set_aside" in one]
+    assert found.startswith(f"names_set_aside: {said}")
+
+
+def test_a_point_beside_a_spine_that_breaks_a_check_is_refused() -> None:
+    labels = spine_labels()
+    swapped = labels.copy()
+    swapped[labels == V2[Level.L4]], swapped[labels == V2[Level.L5]] = V2[Level.L5], V2[Level.L4]
+    with pytest.raises(LandmarkError, match="beside the spine"):
+        _by_hand(spine(swapped), (2, 18, 48.5))
 
 
 def test_l2_and_extent_by_hand_need_no_label_at_all() -> None:

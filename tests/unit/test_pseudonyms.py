@@ -108,6 +108,8 @@ def test_names_that_look_alike_stay_apart(other: str) -> None:
         "Anonymous^",
         "ANON^^",
         "Test  Patient",
+        "unknown^unknown",
+        "anonymized_patient",
     ],
 )
 def test_a_word_for_no_id_names_nobody(name: str) -> None:

@@ -18,6 +18,7 @@ from retroln.imaging.phantom import Phantom
 from retroln.settings import Settings
 from retroln.steps import landmark_review, withdraw
 from retroln.steps import retire as retirement
+from retroln.steps.case_objects import objects_of
 from retroln.steps.retire import retire
 from retroln.steps.words import Words
 from retroln.steps.workspace import open_workspace
@@ -112,7 +113,9 @@ def test_what_was_cut_off_comes_back_under_nobody_and_is_finished_by_the_same_ca
             retire(settings, "CASE", "PAT-A", SAID)
     catalog.requeue("CASE")
     assert ingest_all(settings)["CASE"].outcome is Outcome.DONE  # taken in anew, not brought back
-    assert catalog.case_history("CASE").current.revision == 3
+    history = catalog.case_history("CASE")
+    assert history.current.revision == 3
+    assert list(objects_of(open_workspace(settings), history.scans[0])) == []  # its place is the third's now
     retire(settings, "CASE", "PAT-A", SAID)
     with monkeypatch.context() as patch:
         patch.setattr(retirement, "_empty", lambda *_: 1 / 0)
