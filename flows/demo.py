@@ -265,10 +265,7 @@ def _progress(title: str, epochs: int | None) -> Iterator[None]:
             if isinstance(event, CaseOutcome):
                 bars.advance(bar)
                 if event.detail:
-                    bars.console.print(
-                        f"{event.case_id} {event.outcome.value} ({event.reason}): {event.detail}",
-                        soft_wrap=True,
-                    )
+                    bars.console.print(event.line, soft_wrap=True)
             else:
                 bars.update(bar, advance=1, note=f"loss {event.get('train_loss', float('nan')):.3f}")
 

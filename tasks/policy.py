@@ -46,8 +46,7 @@ def log_outcome(outcome: CaseOutcome) -> None:
     """Tell listeners, and name a case that was held back or failed in the run's log."""
     publish(outcome)
     if outcome.outcome in (Outcome.QUARANTINED, Outcome.FAILED):
-        said = (outcome.case_id, outcome.outcome.value, outcome.reason, outcome.detail)
-        get_run_logger().warning("%s %s (%s): %s", *said)
+        get_run_logger().warning("%s", outcome.line)
 
 
 def log_epoch(epoch: dict[str, Any]) -> None:

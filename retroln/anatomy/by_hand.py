@@ -93,10 +93,10 @@ def off_labelled_l2(reference: L2Reference, vertebrae: Vertebrae, facts: Facts) 
     """
     levels = [level for level in REGION_LEVELS if level in sound_levels(facts)]
     try:
-        labelled = climb(facts).l2
+        labelled = climb(facts).l2 if len(levels) > 1 else None
     except LandmarkError:
-        return _on_another(reference, vertebrae)
-    if len(levels) < 2:
+        labelled = None
+    if labelled is None:
         return _on_another(reference, vertebrae)
     first, last = (facts[level].vertebra.centroid_index()[2] for level in (levels[0], levels[-1]))
     step = (first - last) / (REGION_LEVELS.index(levels[-1]) - REGION_LEVELS.index(levels[0]))
@@ -107,16 +107,16 @@ def off_labelled_l2(reference: L2Reference, vertebrae: Vertebrae, facts: Facts) 
 
 def _on_another(reference: L2Reference, vertebrae: Vertebrae) -> str | None:
     """The labelled level other than L2 on which the point lies: no label is nearer."""
-    point = (reference.centre_index, reference.margin_index, reference.lo)
-    away = [(_away_mm(point, one, vertebrae.grid), level) for level, one in vertebrae.levels.items()]
+    away = [(_away_mm(reference, one, vertebrae.grid), level) for level, one in vertebrae.levels.items()]
     nearest_mm, level = min(away, default=(np.inf, Level.L2))
     return f"on what they call {level}" if nearest_mm <= ON_LEVEL_MM and level is not Level.L2 else None
 
 
-def _away_mm(point: Point, vertebra: Vertebra, grid: Grid) -> float:
-    """Distance of RAS+ voxel indices from the nearest voxel of a vertebra, in mm."""
-    voxels = np.argwhere(vertebra.mask) + vertebra.box.start
-    return float(np.linalg.norm((voxels - point) * grid.spacing_mm, axis=1).min())
+def _away_mm(reference: L2Reference, vertebra: Vertebra, grid: Grid, axes: int = 3) -> float:
+    """Distance of the point from the nearest voxel of a vertebra, in mm; by two axes, seen from above."""
+    point = (reference.centre_index, reference.margin_index, reference.lo)
+    apart = (np.argwhere(vertebra.mask) + vertebra.box.start - point) * grid.spacing_mm
+    return float(np.linalg.norm(apart[:, :axes], axis=1).min())
 
 
 def require_at_labelled_l2(reference: L2Reference, vertebrae: Vertebrae, facts: Facts) -> None:
@@ -136,7 +136,7 @@ def require_beside_labels(reference: L2Reference, vertebrae: Vertebrae) -> None:
 
     Seen from above, within `BESIDE_MM`: names may be off and levels missing, but labels lie on the spine.
     """
-    away = [_beside_mm(reference, one, vertebrae.grid) for one in vertebrae.levels.values()]
+    away = [_away_mm(reference, one, vertebrae.grid, axes=2) for one in vertebrae.levels.values()]
     if away and min(away) > BESIDE_MM:
         raise Problem(
             "l2_unresolved",
@@ -145,13 +145,6 @@ def require_beside_labels(reference: L2Reference, vertebrae: Vertebrae) -> None:
             f"{min(away):.0f} mm from the nearest",
             "read the point in RAS+ world mm, as a NIfTI viewer shows it; DICOM turns the signs of x and y",
         ).error()
-
-
-def _beside_mm(reference: L2Reference, vertebra: Vertebra, grid: Grid) -> float:
-    """Distance of the point from a vertebra's shadow along the axis of height, in mm."""
-    shadow = np.argwhere(vertebra.mask.any(axis=2)) + vertebra.box.start[:2]
-    apart = (shadow - [reference.centre_index, reference.margin_index]) * grid.spacing_mm[:2]
-    return float(np.hypot(*apart.T).min())
 
 
 def _require_human(l2_mm: float, extent_mm: Extent) -> None:

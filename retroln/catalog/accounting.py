@@ -37,6 +37,11 @@ class CaseOutcome:
     reason: str | None = None
     detail: str | None = None
 
+    @property
+    def line(self) -> str:
+        """As lists and logs name a case that was held or failed."""
+        return f"{self.case_id} {self.outcome.value} ({self.reason}): {self.detail}"
+
 
 @dataclass(frozen=True)
 class Accounting:

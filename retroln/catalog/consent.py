@@ -5,6 +5,7 @@ from __future__ import annotations
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from retroln.catalog.locks import wait_for
 from retroln.catalog.models import Withdrawal
 from retroln.errors import WithdrawnError
 
@@ -35,10 +36,8 @@ def hold_consent(session: Session, case_id: str, patient_id: str) -> None:
 
 
 def lock_patient(session: Session, patient_id: str, *, shared: bool = False) -> None:
-    """Wait for transactions that hold the patient otherwise; on SQLite a writer is alone anyway.
+    """Wait for transactions that hold the patient otherwise.
 
     Taken before any row, so that two transactions never wait for each other.
     """
-    if session.get_bind().dialect.name == "postgresql":
-        lock = func.pg_advisory_xact_lock_shared if shared else func.pg_advisory_xact_lock
-        session.execute(select(lock(func.hashtextextended(patient_id, 0))))
+    wait_for(session, func.hashtextextended(patient_id, 0), shared=shared)

@@ -9,6 +9,7 @@ from sqlalchemy import ColumnElement, Select, func, or_, select
 from sqlalchemy.orm import Session
 
 from retroln.catalog.consent import WITHDRAWN
+from retroln.catalog.locks import wait_for
 from retroln.catalog.models import DatasetMember, HeldDelivery, IdentityMark, IdentityRuling, Scan, Withdrawal
 from retroln.catalog.records import Alike, Mark
 from retroln.catalog.states import ScanState
@@ -42,9 +43,8 @@ class AlikeError(ConflictError):
 
 
 def lock_identities(session: Session) -> None:
-    """Let nobody else record marks before the transaction ends; on SQLite a writer is alone anyway."""
-    if session.get_bind().dialect.name == "postgresql":
-        session.execute(select(func.pg_advisory_xact_lock(_LOCK)))
+    """Let nobody else record marks before the transaction ends."""
+    wait_for(session, _LOCK)
 
 
 def alike(session: Session, marks: Collection[Mark], patient_id: str) -> Alike | None:
@@ -77,10 +77,8 @@ def linked(session: Session, patient_id: str) -> list[Alike]:
     """
     apart = told_apart(session, patient_id)
     found: dict[str, Alike] = {}
-    for scan, shared in _of_others(session, patient_id):
+    for scan, shared in _of_others(session, patient_id, ~(Scan.patient_id.in_(apart) & _is_replaced())):
         one = _alike(scan, shared, told_apart=scan.patient_id in apart)
-        if one.told_apart and is_replaced(session, scan):
-            continue
         found[scan.patient_id] = max(found.get(scan.patient_id, one), one, key=_weight)
     return [found[other] for other in sorted(found)]
 
@@ -90,7 +88,7 @@ def give_up(session: Session, scan: Scan, reason: str) -> None:
     if scan.state != ScanState.SUPERSEDED:
         return
     scan.reason = reason
-    if is_replaced(session, scan):
+    if session.scalars(select(Scan.id).where(Scan.id == scan.id, _is_replaced())).first():
         scan.ct_key = None
 
 
@@ -111,8 +109,8 @@ def replaced_copies(session: Session, patient_id: str) -> list[Scan]:
     """
     return [
         scan
-        for scan, shared in _of_others(session, patient_id)
-        if IMAGE & shared.keys() and is_replaced(session, scan) and not _is_shown_still(session, scan)
+        for scan, shared in _of_others(session, patient_id, _is_replaced())
+        if IMAGE & shared.keys() and not _is_shown_still(session, scan)
     ]
 
 
@@ -135,18 +133,23 @@ def held_copies(session: Session, patient_id: str) -> list[Scan]:
     ]
 
 
-def is_replaced(session: Session, scan: Scan) -> bool:
-    """Whether another scan took the place of this one, and no dataset version holds it."""
-    held = select(DatasetMember.scan_id).where(DatasetMember.scan_id == scan.id)
-    return scan.state == ScanState.SUPERSEDED and session.scalars(held).first() is None
+def _is_replaced() -> ColumnElement[bool]:
+    """What singles out scans whose place another took, and that no dataset version holds."""
+    return (Scan.state == ScanState.SUPERSEDED) & ~_in_dataset()
 
 
-def _of_others(session: Session, patient_id: str) -> list[tuple[Scan, Counter[str]]]:
+def _in_dataset() -> ColumnElement[bool]:
+    return select(DatasetMember.scan_id).where(DatasetMember.scan_id == Scan.id).exists()
+
+
+def _of_others(
+    session: Session, patient_id: str, *which: ColumnElement[bool]
+) -> list[tuple[Scan, Counter[str]]]:
     """Stored scans of others who have not withdrawn that share marks with a patient's, and how many."""
     withdrawn = select(Withdrawal.patient_id)
     stored = Scan.ct_key.is_not(None) | (is_given_up() & (Scan.reason == WITHDRAWN))
     others = (Scan.patient_id != patient_id, stored, Scan.patient_id.not_in(withdrawn))
-    return _shared(session, _own_marks(session, patient_id), *others)
+    return _shared(session, _own_marks(session, patient_id), *others, *which)
 
 
 def _own_marks(session: Session, patient_id: str, *which: ColumnElement[bool]) -> set[Mark]:
@@ -171,14 +174,13 @@ def counts() -> ColumnElement[bool]:
     Not in use is a scan whose case has another CT by now that is held for its likeness, as when two patients'
     files were swapped: the first of the two that is mended would wait for the second, and this for the first.
     """
-    in_dataset = select(DatasetMember.scan_id).where(DatasetMember.scan_id == Scan.id).exists()
     withdrawn = Scan.patient_id.in_(select(Withdrawal.patient_id)) & ~_is_retired()
     stored = Scan.ct_key.is_not(None) & (Scan.state != ScanState.SUPERSEDED)
     swapped = select(HeldDelivery.case_id).where(
         HeldDelivery.case_id == Scan.case_id, HeldDelivery.reason.in_(REASONS)
     )
     in_use = stored & ~swapped.exists()
-    return or_(withdrawn, in_dataset, in_use) & ~held_for_likeness()
+    return or_(withdrawn, _in_dataset(), in_use) & ~held_for_likeness()
 
 
 def held_for_likeness() -> ColumnElement[bool]:

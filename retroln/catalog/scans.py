@@ -13,6 +13,7 @@ from retroln.catalog.claims import require_claim
 from retroln.catalog.consent import WITHDRAWN, hold_consent, require_consent
 from retroln.catalog.database import Database
 from retroln.catalog.likeness import REASONS, add_marks, lock_identities, marks_of, require_apart
+from retroln.catalog.locks import wait_for
 from retroln.catalog.models import CaseEvent, Crop, HeldDelivery, Intake, LandmarkReview, Scan
 from retroln.catalog.records import ScanDraft, ScanRecord, record_of
 from retroln.catalog.states import FIRST_STATES, ScanState, require_transition, state_after_requeue
@@ -91,21 +92,18 @@ class ScanQueries:
                 hold_consent(session, draft.case_id, draft.patient_id)
             if draft.marks:
                 lock_identities(session)
-            _lock_case(session, draft.case_id)
+            # two new revisions would wait for each other at two unique indexes
+            wait_for(session, _CASES, func.hashtext(draft.case_id))
             current = session.scalars(_current(draft.case_id).with_for_update()).first()
             present = current.id if current else 0
             if follows is not None and follows != present:
                 raise added_meanwhile(draft.case_id, follows, present)
             if draft.ct_key:
                 require_apart(session, draft.case_id, draft.patient_id, draft.marks)
-            if current is not None:
-                supersede(session, current, run_id)
-            row = _row_of(draft, revision=last_revision(session, draft.case_id) + 1)
-            session.add(row)
-            session.flush()
+            row = _row_of(draft)
+            add_revision(session, row, current, run_id)
             row.vertebrae_key = _labels_seen(session, row) or row.vertebrae_key
             add_marks(session, row.id, draft.marks)
-            note(session, row, None, run_id)
             session.execute(delete(Intake).where(*intake_of(draft)))
             return scan_record(row)
 
@@ -144,7 +142,7 @@ class ScanQueries:
             if current is None or current.id != follows:
                 raise added_meanwhile(known.case_id, follows, current.id if current else 0)
             row = scan_row(session, scan_id, lock=True)
-            supersede(session, current, run_id)
+            _supersede(session, current, run_id)
             move(session, row, ScanState.INGESTED, run_id, reason="same_bytes_again")
             row.source_fingerprint = fingerprint
             row.vertebrae_key = _labels_seen(session, row) or row.vertebrae_key
@@ -320,15 +318,24 @@ def move(
     note(session, row, before, run_id, reason=reason, detail=detail)
 
 
-def supersede(session: Session, current: Scan, run_id: int | None) -> None:
+def add_revision(session: Session, row: Scan, current: Scan | None, run_id: int | None) -> None:
+    """Record the next revision of a case in the place of its current one, if there is one."""
+    if current is not None:
+        _supersede(session, current, run_id)
+    row.revision = _last_revision(session, row.case_id) + 1
+    session.add(row)
+    session.flush()
+    note(session, row, None, run_id)
+
+
+def _supersede(session: Session, current: Scan, run_id: int | None) -> None:
     """Give up the case's current scan, and what was held of the case beside it, for another revision."""
     move(session, current, ScanState.SUPERSEDED, run_id, reason="new_revision")
     session.execute(delete(HeldDelivery).where(HeldDelivery.case_id == current.case_id))
     session.flush()
 
 
-def last_revision(session: Session, case_id: str) -> int:
-    """Number of the case's newest revision, 0 for none."""
+def _last_revision(session: Session, case_id: str) -> int:
     statement = select(func.coalesce(func.max(Scan.revision), 0)).where(Scan.case_id == case_id)
     return session.scalars(statement).one()
 
@@ -389,19 +396,10 @@ def added_meanwhile(case_id: str, follows: int, present: int | str = "another") 
     )
 
 
-def _lock_case(session: Session, case_id: str) -> None:
-    """Let nobody else add a revision of the case before the transaction ends.
-
-    Two new rows would wait for each other at two unique indexes; on SQLite a writer is alone anyway.
-    """
-    if session.get_bind().dialect.name == "postgresql":
-        session.execute(select(func.pg_advisory_xact_lock(_CASES, func.hashtext(case_id))))
-
-
-def _row_of(draft: ScanDraft, revision: int) -> Scan:
+def _row_of(draft: ScanDraft) -> Scan:
     values: dict[str, Any] = {**vars(draft), "detail": clean(draft.detail)}
     del values["marks"]
-    return Scan(**values, revision=revision)
+    return Scan(**values)
 
 
 def intake_of(draft: ScanDraft) -> tuple[ColumnElement[bool], ...]:

@@ -35,14 +35,12 @@ from retroln.catalog.records import (
     record_of,
 )
 from retroln.catalog.scans import (
+    add_revision,
     added_meanwhile,
     clean,
-    last_revision,
     move,
-    note,
     scan_record,
     scan_row,
-    supersede,
 )
 from retroln.catalog.states import TRANSITIONS, ScanState
 from retroln.errors import ConflictError, NotFoundError
@@ -178,20 +176,11 @@ class WithdrawalQueries:
                 move(session, row, ScanState.QUARANTINED, None, reason=RETIRED, detail=detail)
                 session.flush()
                 return scan_record(row)
-            held = {name: getattr(row, name) for name in _OF_THE_DELIVERY}
-            supersede(session, row, None)
+            delivered = {name: getattr(row, name) for name in _OF_THE_DELIVERY}
+            after = Scan(**delivered, state=ScanState.QUARANTINED, reason=RETIRED, detail=clean(detail))
+            add_revision(session, after, row, None)
             for one in session.scalars(_scans(row.patient_id).where(Scan.case_id == row.case_id)):
                 give_up(session, one, RETIRED)
-            after = Scan(
-                **held,
-                state=ScanState.QUARANTINED,
-                reason=RETIRED,
-                detail=clean(detail),
-                revision=last_revision(session, row.case_id) + 1,
-            )
-            session.add(after)
-            session.flush()
-            note(session, after, None, None)
             return scan_record(after)
 
     def give_up(self, scan_id: int, reason: str) -> None:

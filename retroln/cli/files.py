@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from math import inf
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import click
 
 from retroln.cli.acceptance import accept_landmarks_of_one, reviewer, words_of
+from retroln.cli.arguments import label_ids_option
 from retroln.settings import Hu, LabelScheme
 
 _path = click.Path(path_type=Path)
@@ -55,13 +56,7 @@ _OF_A_FOLDER = {
     required=True,
     help="Receives <id>_ct, <id>_mask, <id>_roi.json, and summary.json for a folder.",
 )
-@click.option(
-    "--label-ids",
-    type=click.Choice(get_args(LabelScheme)),
-    default="totalseg-v2",
-    show_default=True,
-    help="Scheme of a vertebra label map.",
-)
+@label_ids_option
 @click.option("--no-normalize", is_flag=True, help="Keep HU in the stored type instead of scaling to 0..1.")
 @click.option(
     "--hu-window",

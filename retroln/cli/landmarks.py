@@ -8,6 +8,7 @@ from typing import get_args
 import click
 
 from retroln.anatomy.segmenter import Device, Quality
+from retroln.cli.arguments import device_option
 from retroln.cli.folders import checked_pattern, work_through
 
 _path = click.Path(path_type=Path)
@@ -24,13 +25,7 @@ _path = click.Path(path_type=Path)
     show_default=True,
     help="fast works on coarser voxels.",
 )
-@click.option(
-    "--device",
-    type=click.Choice(get_args(Device)),
-    default="auto",
-    show_default=True,
-    help="auto takes a GPU if there is one.",
-)
+@device_option
 @click.option(
     "--processes",
     type=click.IntRange(1),

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 import click
 
+from retroln.cli.arguments import label_ids_option
 from retroln.counted import counted
 from retroln.endings import has_ending
 from retroln.errors import naming
@@ -38,13 +39,7 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="TotalSegmentator v2 `total` label map on the same grid: adds the station.",
 )
-@click.option(
-    "--label-ids",
-    type=click.Choice(get_args(LabelScheme)),
-    default="totalseg-v2",
-    show_default=True,
-    help="Scheme of the vertebra label map.",
-)
+@label_ids_option
 @click.option(
     "--instances", is_flag=True, help="The values already number the nodes; do not split by contact."
 )

@@ -122,7 +122,7 @@ def _tell_end(accounting: Accounting, outcomes: Sequence[CaseOutcome], said: Seq
         click.echo(f"  {line}")
     for outcome in outcomes:
         if outcome.outcome in (Outcome.QUARANTINED, Outcome.FAILED):
-            click.echo(f"  {outcome.case_id} {outcome.outcome.value} ({outcome.reason}): {outcome.detail}")
+            click.echo(f"  {outcome.line}")
     if accounting.failed:
         sys.exit(FAILED_EXIT_CODE)
 

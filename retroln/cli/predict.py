@@ -8,6 +8,7 @@ from typing import get_args
 import click
 
 from retroln.cli.acceptance import accept_landmarks, reviewer, words_of
+from retroln.cli.arguments import device_option, label_ids_option
 from retroln.counted import counted
 from retroln.settings import AskedArithmetic, Device, LabelScheme
 
@@ -19,20 +20,8 @@ _file = click.Path(exists=False, path_type=Path)
 @click.option("--vertebrae", type=_file, required=True, help="Label map, or folder vertebrae_<LEVEL>.nii.gz.")
 @click.option("--bundle", type=_file, required=True, help="Folder of a model bundle.")
 @click.option("--output", type=_file, required=True, help="Label map to write, on the CT's own grid.")
-@click.option(
-    "--label-ids",
-    type=click.Choice(get_args(LabelScheme)),
-    default="totalseg-v2",
-    show_default=True,
-    help="Scheme of a vertebra label map.",
-)
-@click.option(
-    "--device",
-    type=click.Choice(get_args(Device)),
-    default="auto",
-    show_default=True,
-    help="auto takes a GPU if there is one.",
-)
+@label_ids_option
+@device_option
 @click.option(
     "--arithmetic",
     type=click.Choice(get_args(AskedArithmetic)),

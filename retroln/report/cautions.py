@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from retroln.anatomy.levels import REGION_LEVELS
 from retroln.anatomy.roi import SIDES
+from retroln.counted import counted
 
 if TYPE_CHECKING:  # SQLAlchemy comes with it, which the file tools do without
     from retroln.catalog.records import CaseHistory
@@ -143,4 +144,4 @@ def _text(finding: str) -> str:
 
 def _counted(ids: Sequence[str]) -> str:
     more = f" and {len(ids) - _LISTED} more" if len(ids) > _LISTED else ""
-    return f"{len(ids)} case{'s' if len(ids) > 1 else ''}: {', '.join(ids[:_LISTED])}{more}"
+    return f"{counted(len(ids), 'case')}: {', '.join(ids[:_LISTED])}{more}"

@@ -54,7 +54,7 @@ def run_cases(
 def tell(outcome: CaseOutcome, on_outcome: OnOutcome | None) -> None:
     """Log a case that was held or failed, and hand the outcome on."""
     if outcome.outcome in (Outcome.QUARANTINED, Outcome.FAILED):
-        log.info("%s %s (%s): %s", outcome.case_id, outcome.outcome.value, outcome.reason, outcome.detail)
+        log.info("%s", outcome.line)
     if on_outcome:
         on_outcome(outcome)
 
