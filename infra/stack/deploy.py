@@ -13,7 +13,17 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from retroln.cli.heartbeat import FAILING, OVER_AGE, TAG, VARIABLE, ZOMBIE, heartbeat_s, of_ours, silence_s
+from retroln.cli.heartbeat import (
+    FAILING,
+    OVER_AGE,
+    TAG,
+    VARIABLE,
+    WATCHED_FROM,
+    ZOMBIE,
+    heartbeat_s,
+    of_ours,
+    silence_s,
+)
 from retroln.settings import Settings
 
 QUEUES = {"cpu-pool": ("flows", "shards"), "gpu-pool": ("inference", "training")}
@@ -122,7 +132,7 @@ def make_automations(settings: Settings, silent_s: int) -> None:
             name=ZOMBIE,
             description="A worker that was killed cannot say so; its runs would stay Running for ever.",
             trigger=EventTrigger(
-                after={"prefect.flow-run.heartbeat"},
+                after=set(WATCHED_FROM),
                 expect={"prefect.flow-run.*"},  # any sign of life, suspension included
                 **our_runs,
                 for_each={"prefect.resource.id"},

@@ -14,6 +14,11 @@ ZOMBIE = "retroln: crash runs whose heartbeat stopped"
 FAILING = "retroln: tell about failing runs"
 OVER_AGE = "retroln: tell about over-age runs"
 
+WATCHED_FROM = frozenset(
+    {"prefect.flow-run.Running", "prefect.flow-run.Retrying", "prefect.flow-run.heartbeat"}
+)
+"""What `ZOMBIE` counts the silence from; a process may be killed before its first heartbeat."""
+
 VARIABLE = "PREFECT_FLOWS_HEARTBEAT_FREQUENCY"
 UNSET_S = 180
 """Prefect's own heartbeat, of a run whose deployment sets none."""
@@ -39,6 +44,11 @@ def is_limited(automation: Mapping[str, Any]) -> bool:
     """Whether an automation, as Prefect's API has it, looks at runs with `TAG` alone."""
     related = automation["trigger"].get("match_related") or {}
     return of_ours().items() <= related.items() if isinstance(related, Mapping) else False
+
+
+def is_watched_from_the_start(zombie: Mapping[str, Any]) -> bool:
+    """Whether `ZOMBIE`, as Prefect's API has it, sees a run that never had a heartbeat."""
+    return WATCHED_FROM.issubset(zombie["trigger"]["after"])
 
 
 def of_ours() -> dict[str, str]:

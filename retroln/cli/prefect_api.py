@@ -162,6 +162,9 @@ def _watch(ask: Ask, wanted: list[dict[str, Any]]) -> str:
         raise NotFoundError(f"no automation named {'; '.join(missing)}", fix=_DEPLOY)
     if wide := [found["name"] for found in present if not heartbeat.is_limited(found)]:
         raise SettingsError(f"runs of others are touched by {'; '.join(wide)}", fix=_DEPLOY)
+    zombies = [found for found in present if found["name"] == heartbeat.ZOMBIE]
+    if not all(map(heartbeat.is_watched_from_the_start, zombies)):
+        raise SettingsError("a run that dies before its first heartbeat is not seen", fix=_DEPLOY)
     if off := [found["name"] for found in present if not found["enabled"]]:
         raise SettingsError(
             f"switched off: {'; '.join(off)}", fix="switch it on at Prefect's page Automations"
@@ -169,7 +172,7 @@ def _watch(ask: Ask, wanted: list[dict[str, Any]]) -> str:
     beats = {name: heartbeat.heartbeat_s(of["job_variables"]) for name, of in _deployed(ask, wanted).items()}
     if unset := sorted(name for name, beat in beats.items() if beat is None):
         raise SettingsError(f"deployed without a heartbeat: {', '.join(unset)}", fix=_DEPLOY)
-    allowed_s = min(found["trigger"]["within"] for found in present if found["name"] == heartbeat.ZOMBIE)
+    allowed_s = min(found["trigger"]["within"] for found in zombies)
     slowest_s = max((beat for beat in beats.values() if beat is not None), default=heartbeat.UNSET_S)
     if allowed_s < heartbeat.silence_s(slowest_s):
         raise SettingsError(

@@ -10,14 +10,16 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun
 from prefect.events import Event, Resource
 from prefect.events.related import tags_as_related_resources
-from prefect.states import Completed, Failed, Pending, Running
+from prefect.states import Completed, Failed, Pending, Retrying, Running, Suspended
 
 from retroln.cli.heartbeat import TAG, VARIABLE
 
 PREFECT_PAGE = 15
 """What the server answers at most to one question; 200 unless changed, which takes long to fill."""
 OURS, THEIRS = [TAG], ["nightly", "retrolnx"]
-_STATES: dict[str, Any] = {"Pending": Pending, "Running": Running, "Completed": Completed, "Failed": Failed}
+_STATES: dict[str, Any] = {
+    kind.__name__: kind for kind in (Pending, Running, Retrying, Suspended, Completed, Failed)
+}
 
 
 @dataclass(frozen=True)

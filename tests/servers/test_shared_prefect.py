@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -88,6 +89,25 @@ def test_the_earlier_automation_took_all_and_a_deploy_limits_it_to_ours(
     wait(lambda: team.state(ours) == "Crashed", 180, "nobody sees that our run is dead")
     assert team.state(theirs) == "Running"
     assert len(team.client.read_automations_by_name(ZOMBIE)) == 1
+
+
+def test_one_that_died_before_its_first_heartbeat_is_seen(team: Team, settings: Settings) -> None:
+    make_automations(settings, _SILENT_S)
+    theirs, ours, again = team.start(THEIRS), team.start(OURS), team.start(OURS)
+    team.set(again.id, "Retrying")
+    for run in (ours, again):
+        wait(lambda run=run: team.state(run) == "Crashed", 180, "nobody sees that our run is dead")
+    assert team.state(theirs) == "Running"
+
+
+def test_one_that_waits_for_a_person_is_not_dead(team: Team, settings: Settings) -> None:
+    make_automations(settings, _SILENT_S)
+    waiting, dead = team.start(OURS), team.start(OURS)
+    team.beat(waiting)
+    team.set(waiting.id, "Suspended")
+    wait(lambda: team.state(dead) == "Crashed", 180, "nobody sees that our run is dead")
+    time.sleep(_SILENT_S)
+    assert team.state(waiting) == "Suspended"
 
 
 def test_only_our_failing_and_over_age_runs_are_told(team: Team, settings: Settings, sink: Sink) -> None:
@@ -179,6 +199,19 @@ class TestDoctor:
         assert not found.well
         assert f"runs of others are touched by {ZOMBIE}" in found.seen
         assert "infra.stack deploy" in found.fix
+
+    def test_an_automation_of_ours_waits_for_a_first_heartbeat(
+        self, team: Team, look: Callable[[], Finding], settings: Settings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with monkeypatch.context() as earlier:
+            earlier.setattr("infra.stack.deploy.WATCHED_FROM", {"prefect.flow-run.heartbeat"})
+            make_automations(settings, 90)
+        found = look()
+        assert not found.well
+        assert "dies before its first heartbeat" in found.seen
+        assert "infra.stack deploy" in found.fix
+        make_automations(settings, 90)
+        assert look().well
 
     def test_an_automation_is_switched_off_and_a_deploy_leaves_it_so(
         self, team: Team, look: Callable[[], Finding], settings: Settings
