@@ -25,6 +25,7 @@ from retroln.imaging.volume import Volume, require_possible_size
 
 _GZIP = b"\x1f\x8b"
 _GZIP_LEVEL, _GZIP_THREADS = 1, 2
+_FIRST_BYTES = 16  # packed apart: what ISA-L makes of a longer first block depends on its place in memory
 _DEFLATE_MAX_RATIO = 1032  # zlib manual: no deflate stream expands more
 _PACKING_BYTES = 16 << 20  # what gzip may add to voxels that do not pack: 5 bytes in 64 KiB, and headers
 _MOST_MEMBERS = 1 << 16  # of a gzip stream; BGZF, which makes the most, has one for each 64 KiB
@@ -101,8 +102,11 @@ def write(path: Path, array: NDArray[Any], grid: Grid) -> None:
     if not has_ending(path.name, *NIFTI):
         raise ValueError(f"name must end in .nii or .nii.gz, got {path.name}")
     voxels = _native(array.view(np.uint8) if array.dtype == bool else array)
+    header = encode(voxels.dtype, grid)
     with atomic_path(path) as partial, _opened_for_writing(partial) as stream:
-        stream.write(encode(voxels.dtype, grid))
+        stream.write(header[:_FIRST_BYTES])
+        stream.flush()
+        stream.write(header[_FIRST_BYTES:])
         for slab in _slabs(voxels):
             stream.write(slab)
 
