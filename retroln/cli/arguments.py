@@ -11,6 +11,7 @@ from retroln.settings import Device, LabelScheme
 reviewer_option = click.option(
     "--reviewer", required=True, help="Who decides, as it shall stand in the record."
 )
+comment_option = click.option("--comment", required=True, help="Why, as it shall stand in the record.")
 label_ids_option = click.option(
     "--label-ids",
     type=click.Choice(get_args(LabelScheme)),
@@ -25,7 +26,6 @@ device_option = click.option(
     show_default=True,
     help="auto takes a GPU if there is one.",
 )
-comment_option = click.option("--comment", required=True, help="Why, as it shall stand in the record.")
 
 
 def as_spelled(

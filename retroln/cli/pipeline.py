@@ -10,9 +10,10 @@ from typing import Any, get_args
 import click
 
 from retroln.catalog.accounting import Accounting, CaseOutcome, Outcome
+from retroln.cli.arguments import device_option
 from retroln.cli.progress import FAILED_EXIT_CODE, progress, sentence
 from retroln.counted import counted
-from retroln.settings import Device, Profile, Settings, TrainSpec
+from retroln.settings import Profile, Settings, TrainSpec
 from retroln.steps import runs
 from retroln.steps.claimed import this_process
 
@@ -63,7 +64,7 @@ def _folds(_: click.Context, __: click.Parameter, text: str) -> tuple[int, ...]:
 )
 @click.option("--epochs", type=click.IntRange(1), default=1000, show_default=True)
 @click.option("--iterations", type=click.IntRange(1), default=250, show_default=True, help="Per epoch.")
-@click.option("--device", type=click.Choice(get_args(Device)), default="auto", show_default=True)
+@device_option
 @click.option("--override-containment", is_flag=True, help="Train although labelled nodes lie outside.")
 def train(profile: Profile, folds: tuple[int, ...], override_containment: bool, **options: Any) -> None:
     """Freeze a dataset version, train it, score the locked test set, register a candidate."""
